@@ -1,0 +1,1 @@
+"""One model in many dialects: names, layouts, configs, tokenizers; the plan and the run."""

@@ -1,0 +1,1 @@
+"""Bytes <-> named tensors, and the transaction that writes files. Knows files, never models."""

@@ -1,0 +1,1 @@
+"""Fast copies of the reference for CPUs, in numba: the same bytes, the GIL released."""

@@ -1,0 +1,1 @@
+"""The specification of every number format, in numpy: slow, readable, exact."""

@@ -1,0 +1,76 @@
+"""A `Scheme` says how one logical weight is stored, and finds the fastest exact copy of its arithmetic.
+
+A block scheme (`q4_k`) stores one tensor of one `DType`. The kernel of a type is `cpu/<type>.py` where there is one,
+else `reference/<type>.py`; both give the same numbers, so which one runs never shows in the output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..dtypes import DTYPES, DType, Shape
+from ..errors import UsageError
+
+Rows = NDArray[np.float32]
+Packed = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """One logical weight -> one or more stored tensors, keyed by the suffix that their names take.
+
+    stored  (shape) -> {suffix: (shape, DType)}, before any data is read
+    encode  (float32[n, columns], float32[columns] | None) -> {suffix: uint8[n, row_nbytes]}
+    decode  the inverse of encode
+    """
+
+    name: str
+    stored: Callable[[Shape], dict[str, tuple[Shape, DType]]]
+    encode: Callable[[Rows, Rows | None], dict[str, Packed]]
+    decode: Callable[[dict[str, Packed]], Rows]
+
+
+@cache
+def kernel(dtype: DType) -> ModuleType:
+    """The module with `encode` and `decode` of `dtype`; UsageError for a type without arithmetic (integers)."""
+    for room in ("cpu", "reference"):
+        name = f"{__package__}.{room}.{dtype.name.lower()}"
+        if find_spec(name) is not None:
+            return import_module(name)
+    raise UsageError(f"{dtype.name}: smelt has no kernel for this type")
+
+
+def decode(dtype: DType, packed: Packed) -> Rows:
+    """uint8[n, row_nbytes] of any dtype -> float32[n, columns], exactly as the format defines it."""
+    rows: Rows = kernel(dtype).decode(packed)
+    return rows
+
+
+def scheme(name: str) -> Scheme:
+    """The scheme of a single type by its name in any case (`q4_k`, `F16`); UsageError lists the known ones."""
+    dtype = DTYPES.get(name.upper())
+    if dtype is None:
+        known = ", ".join(sorted(n.lower() for n in DTYPES))
+        raise UsageError(f"scheme {name!r} is unknown; known types: {known}")
+    return cast_scheme(dtype)
+
+
+@cache
+def cast_scheme(dtype: DType) -> Scheme:
+    """One tensor of `dtype`: a block type quantizes, a plain float type rounds to nearest."""
+
+    def encode(rows: Rows, importance: Rows | None) -> dict[str, Packed]:
+        return {"": kernel(dtype).encode(rows, importance)}
+
+    def decode_one(stored: dict[str, Packed]) -> Rows:
+        return decode(dtype, stored[""])
+
+    return Scheme(dtype.name.lower(), lambda shape: {"": (shape, dtype)}, encode, decode_one)

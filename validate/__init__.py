@@ -1,0 +1,1 @@
+"""Runs a model one layer at a time, whatever its size; measures drift; writes the report."""
