@@ -1,3 +1,19 @@
 """smelt: convert raw language-model weights, shrink them, and prove that they still work."""
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .api import convert, diff, open_checkpoint, perplexity, quantize, validate
+
 __version__ = "0.1.0"
+__all__ = ["convert", "diff", "open_checkpoint", "perplexity", "quantize", "validate"]
+
+
+def __getattr__(name: str) -> Any:
+    """The public functions, imported when first asked for: `import smelt` costs nothing."""
+    if name in __all__:
+        return getattr(import_module(".api", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

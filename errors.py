@@ -66,3 +66,9 @@ class StorageError(SmeltError):
     """The disk or its permissions stand in the way."""
 
     exit_code = 4
+
+
+def quoted(value: object) -> str:
+    """A value that came from a file, fit for a message: quoted, ASCII, on one line, cut to 100 characters."""
+    text = ascii(value[:100] if isinstance(value, (str, bytes)) else value)
+    return text if len(text) <= 100 else f"{text[:100]}..."

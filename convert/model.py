@@ -1,20 +1,21 @@
 """The model as every room sees it: canonical (Hugging Face) names and layouts, whatever the files are.
 
-    LazyTensor  shards joined, rows permuted; still no data read
-    Tokenizer   what the vocabulary means, and the files it came from, byte for byte
-    Model       architecture + config + tokenizer + tensors
+LazyTensor  shards joined, rows permuted; still no data read
+Tokenizer   what the vocabulary means, and the files it came from, byte for byte
+Model       architecture + config + tokenizer + tensors
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..dtypes import DType, Shape, matrix_shape
+from ..dtypes import F32, DType, Shape, matrix_shape
 from ..formats.checkpoint import Bytes
 from ..kernels.scheme import Rows, decode
 from .tokenizer import Tokenizer
@@ -52,12 +53,23 @@ class LazyTensor:
 
 
 @dataclass(frozen=True)
+class Assumption:
+    """Two tensors that the headers suggest are the same; a run reads both and stops where a byte differs."""
+
+    first: LazyTensor
+    second: LazyTensor
+    says: str
+
+
+@dataclass(frozen=True)
 class Model:
     """A model in canonical names and layouts.
 
     `config` speaks Hugging Face's config.json (portable spelling: `rope_theta`, `torch_dtype`).
     A tied head has no `lm_head.weight` and `config["tie_word_embeddings"]` is True.
-    `source` is the format it came from: "meta", "safetensors" or "gguf"; `extras` is what only that format could hold.
+    `source` is the format it came from: "meta", "safetensors" or "gguf"; `stored_names` are its names there, by canonical
+    name; `norm_dtype` is what norms and biases had before a format forced them to F32; `side_files` are the files beside the
+    weights that a Hugging Face folder carries, byte for byte.
     """
 
     architecture: str
@@ -66,5 +78,28 @@ class Model:
     tensors: Mapping[str, LazyTensor]
     source: str
     files: tuple[Path, ...]
-    extras: Mapping[str, Any] = field(default_factory=dict)
+    stored_names: Mapping[str, str] = field(default_factory=dict)
+    norm_dtype: DType = F32
+    side_files: Mapping[str, bytes] = field(default_factory=dict)
+    assumptions: tuple[Assumption, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights; a tied head counts once."""
+        return sum(prod(tensor.shape) for tensor in self.tensors.values())
+
+    @property
+    def matrix_dtype(self) -> DType:
+        """The dtype that most of the matrices' weights have."""
+        weights: dict[DType, int] = {}
+        for tensor in self.tensors.values():
+            if len(tensor.shape) > 1:
+                weights[tensor.dtype] = weights.get(tensor.dtype, 0) + prod(tensor.shape)
+        return max(weights, key=lambda dtype: (weights[dtype], dtype.name))
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits for each weight of the matrices (tensors of two or more dimensions)."""
+        matrices = [tensor for tensor in self.tensors.values() if len(tensor.shape) > 1]
+        return sum(t.nbytes for t in matrices) * 8 / max(1, sum(prod(t.shape) for t in matrices))

@@ -12,6 +12,7 @@ is cut or replaced while it is read becomes an error, never a crash, and memory 
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,15 +34,17 @@ class SourceFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._fd = -1
+        # Non-blocking, so that opening a named pipe returns and can be refused; regular files do not care.
+        flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
         try:
-            self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
+            self._fd = os.open(path, flags)
         except OSError as error:
             raise InputError(f"{path}: cannot be opened: {error.strerror}") from error
-        self._mode = os.fstat(self._fd)
-        self.nbytes = self._mode.st_size
-        if not os.path.isfile(path):
-            os.close(self._fd)
-            self._fd = -1
+        status = os.fstat(self._fd)
+        self.nbytes = status.st_size
+        if not stat.S_ISREG(status.st_mode):
+            self.close()
             raise InputError(f"{path}: is not a regular file")
 
     def read_into(self, buffer: Bytes, offset: int) -> None:
@@ -49,7 +52,10 @@ class SourceFile:
         view = memoryview(buffer).cast("B")
         done = 0
         while done < len(view):
-            got = os.preadv(self._fd, [view[done:]], offset + done)
+            try:
+                got = os.preadv(self._fd, [view[done:]], offset + done)
+            except OSError as error:
+                raise InputError(f"{self.path}: byte {offset + done} cannot be read: {error.strerror}") from error
             if got == 0:
                 raise FormatError(
                     f"{self.path}: ends at byte {offset + done}, wanted {len(view)} bytes at {offset}: "

@@ -39,6 +39,12 @@ class Scheme:
 
 
 @cache
+def has_kernel(dtype: DType) -> bool:
+    """True where smelt can encode and decode `dtype`."""
+    return any(find_spec(f"{__package__}.{room}.{dtype.name.lower()}") is not None for room in ("cpu", "reference"))
+
+
+@cache
 def kernel(dtype: DType) -> ModuleType:
     """The module with `encode` and `decode` of `dtype`; UsageError for a type without arithmetic (integers)."""
     for room in ("cpu", "reference"):

@@ -1,0 +1,161 @@
+"""The Python API: what the command line does, as functions that return values.
+
+    import smelt
+    model = smelt.open_checkpoint("llama-2-7b")
+    smelt.convert("llama-2-7b", "llama-2-7b-hf")
+    smelt.quantize("llama-2-7b", "llama-2-7b.q4_k_m.gguf", scheme="q4_k_m")
+    smelt.diff("llama-2-7b", "llama-2-7b-hf").equal
+    smelt.validate("llama-2-7b", ["llama-2-7b.q4_k_m.gguf"], text=open("heldout.txt").read()).verdict
+
+Every function raises `smelt.errors.SmeltError` with one line that says what, where and what next.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .convert.diff import DiffResult
+from .convert.diff import diff as diff_models
+from .convert.model import Model
+from .convert.open import open_model
+from .convert.options import OpenOptions
+from .convert.plan import MAX_SHARD, Plan, dtype_schemes, make_plan, target_format
+from .convert.run import Progress, RunOptions, RunResult, run
+
+if TYPE_CHECKING:
+    from .quantize.choose import ChooseOptions
+    from .validate.options import ValidateOptions
+    from .validate.report import PerplexityResult, ValidationReport
+
+StrPath = str | os.PathLike[str]
+
+
+def default_threads() -> int:
+    """The CPUs that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return max(1, len(os.sched_getaffinity(0)))
+    return os.cpu_count() or 1
+
+
+def open_checkpoint(path: StrPath, options: OpenOptions | None = None) -> Model:
+    """Open a Meta folder, a Hugging Face folder or a GGUF file. Headers only; tensors are read when asked."""
+    return open_model(Path(path), options)
+
+
+def convert_plan(
+    source: StrPath,
+    target: StrPath,
+    *,
+    to: str | None = None,
+    dtype: str = "source",
+    max_shard_nbytes: int = MAX_SHARD,
+    options: OpenOptions | None = None,
+) -> Plan:
+    """What `convert` would do: every file and byte, before any data is read."""
+    options = options or OpenOptions()
+    model = open_model(Path(source), options)
+    wanted = target_format(Path(target), to)
+    return make_plan(
+        model,
+        Path(target),
+        wanted,
+        dtype_schemes(model, wanted, dtype),
+        recipe=f"convert --dtype {dtype}",
+        max_shard_nbytes=max_shard_nbytes,
+        without_tokenizer=options.skip_tokenizer,
+    )
+
+
+def convert(
+    source: StrPath,
+    target: StrPath,
+    *,
+    to: str | None = None,
+    dtype: str = "source",
+    max_shard_nbytes: int = MAX_SHARD,
+    options: OpenOptions | None = None,
+    force: bool = False,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> RunResult:
+    """Convert `source` to a safetensors folder or a GGUF file: bit-exact at the stored dtype, streaming."""
+    plan = convert_plan(source, target, to=to, dtype=dtype, max_shard_nbytes=max_shard_nbytes, options=options)
+    return run(plan, RunOptions(threads or default_threads(), force), progress)
+
+
+def quantized_plan(
+    source: StrPath,
+    target: StrPath,
+    scheme: str,
+    *,
+    allow_requantize: bool = False,
+    choices: ChooseOptions | None = None,
+    options: OpenOptions | None = None,
+) -> Plan:
+    """What `quantize` would do: every tensor's type, every byte, before any data is read."""
+    from .quantize.choose import ChooseOptions
+    from .quantize.quantize import QuantizeOptions, quantize_plan
+
+    options = options or OpenOptions()
+    wanted = QuantizeOptions(scheme, allow_requantize, options.skip_tokenizer, choices or ChooseOptions())
+    return quantize_plan(open_model(Path(source), options), Path(target), wanted)
+
+
+def quantize(
+    source: StrPath,
+    target: StrPath,
+    scheme: str,
+    *,
+    allow_requantize: bool = False,
+    choices: ChooseOptions | None = None,
+    options: OpenOptions | None = None,
+    force: bool = False,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> RunResult:
+    """Any source straight to a quantized GGUF file, in one pass, no 16-bit file in between."""
+    plan = quantized_plan(source, target, scheme, allow_requantize=allow_requantize, choices=choices, options=options)
+    return run(plan, RunOptions(threads or default_threads(), force), progress)
+
+
+def diff(first: StrPath, second: StrPath, options: OpenOptions | None = None) -> DiffResult:
+    """Compare two models' weights across formats, tensor by tensor, bit by bit."""
+    options = options or OpenOptions(skip_tokenizer=True)
+    return diff_models(open_model(Path(first), options), open_model(Path(second), options))
+
+
+def perplexity(
+    model: StrPath,
+    text: str,
+    measure: ValidateOptions | None = None,
+    options: OpenOptions | None = None,
+    progress: Progress | None = None,
+) -> PerplexityResult:
+    """Perplexity of a model of any format on `text`, one layer in memory at a time."""
+    from .validate.progress import silent
+    from .validate.run import Subject, measure_perplexity
+
+    return measure_perplexity(Subject(str(model), open_model(Path(model), options)), text, measure, progress or silent)
+
+
+def validate(
+    reference: StrPath,
+    candidates: Sequence[StrPath],
+    text: str,
+    measure: ValidateOptions | None = None,
+    options: OpenOptions | None = None,
+    progress: Progress | None = None,
+) -> ValidationReport:
+    """Perplexity drift, KL divergence and flips of each candidate against the reference, with intervals and gates.
+
+    `options` are facts about the models that their files leave out; they hold for all of them.
+    """
+    from .validate.progress import silent
+    from .validate.run import Subject
+    from .validate.run import validate as validate_subjects
+
+    first, *rest = (Subject(str(path), open_model(Path(path), options)) for path in (reference, *candidates))
+    return validate_subjects(first, rest, text, measure, progress or silent)

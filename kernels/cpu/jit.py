@@ -1,0 +1,54 @@
+"""One decorator compiles every kernel of this folder: strict IEEE arithmetic, the GIL released, cached on disk.
+
+    fastmath off            NaN checks stay, sums keep their order, nothing is contracted: the same bytes on any CPU
+    error_model "numpy"     a division is one instruction, without a branch for zero
+    cache                   <user cache>/smelt/numba-<digest of these sources>, not beside the source, which a read-only
+                            installation could not write and whose helpers' changes numba would not notice
+
+Numba's own NUMBA_CACHE_DIR wins where it is set. Where no folder can be written, every process compiles anew.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from hashlib import blake2b
+from pathlib import Path
+from typing import TypeVar
+
+import numba
+
+Kernel = TypeVar("Kernel", bound=Callable[..., object])
+
+
+def jit(function: Kernel) -> Kernel:
+    """Compile `function` on its first call."""
+    compile_ = numba.njit(nogil=True, fastmath=False, error_model="numpy", cache=False)
+    compiled: Kernel = compile_(function)
+    folder = numba.config.CACHE_DIR or _cache_folder()
+    if folder:
+        before = numba.config.CACHE_DIR
+        numba.config.CACHE_DIR = folder
+        try:
+            compiled.enable_caching()  # type: ignore[attr-defined]
+        finally:
+            numba.config.CACHE_DIR = before
+    return compiled
+
+
+@cache
+def _cache_folder() -> str:
+    """The folder for compiled kernels of just these sources, made; empty where it cannot be written."""
+    digest = blake2b(numba.__version__.encode(), digest_size=8)
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    root = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+    folder = Path(root) / "smelt" / f"numba-{digest.hexdigest()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return str(folder)
+    except OSError:
+        return ""

@@ -1,0 +1,250 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from smelt.dtypes import BF16, F16
+from smelt.errors import InputError, ModelError, NonFiniteError, UsageError
+from smelt.validate.gates import Limits
+from smelt.validate.options import ValidateOptions
+from smelt.validate.protocols import protocol, windows
+from smelt.validate.report import CandidateResult, ValidationReport
+from smelt.validate.run import Subject, measure_perplexity, validate
+
+OPTIONS = ValidateOptions(n_ctx=64, resamples=1000, slice_rows=77)
+LOOSE = ValidateOptions(n_ctx=64, resamples=1000, limits=Limits(1e9, 1e9, 0.0))
+ZEROED = "model.layers.1.mlp.down_proj.weight"
+
+
+def check(reference: Any, candidate: Any, text: str, options: ValidateOptions = OPTIONS) -> ValidationReport:
+    return validate(Subject("ref", reference.model()), [Subject("cand", candidate.model())], text, options)
+
+
+def gate(result: CandidateResult, name: str) -> Any:
+    return next(gate for gate in result.gates if gate.name == name)
+
+
+def direct(tiny: Any, text: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """(log probabilities float64[windows, 31, vocabulary], targets [windows, 31]) of the llamacpp protocol at 64."""
+    tokenizer = tiny.model().tokenizer
+    cut = windows([1, *tokenizer.encode(text)], tokenizer, protocol("llamacpp", 64))
+    table = np.stack([window.tokens for window in cut])
+    odds = torch.log_softmax(tiny.logits(table)[:, 32:-1], dim=-1)
+    return odds, torch.from_numpy(table[:, 33:].copy())
+
+
+def direct_perplexity(tiny: Any, text: str) -> float:
+    odds, targets = direct(tiny, text)
+    return float(torch.exp(-odds.gather(2, targets[..., None]).mean()))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("n_kv_heads", [4, 2])
+def test_streamed_perplexity_equals_the_whole_model_in_memory(
+    make: Callable[..., Any], text: str, tied: bool, n_kv_heads: int
+) -> None:
+    tiny = make(tied=tied, n_kv_heads=n_kv_heads)
+    found = measure_perplexity(Subject("m", tiny.model()), text, OPTIONS)
+    assert found.perplexity == pytest.approx(direct_perplexity(tiny, text), rel=1e-6)
+    assert found.evaluation.tokens == 10 * 31
+
+
+def test_drift_equals_the_direct_computation(tiny: Any, text: str) -> None:
+    noisy = tiny.noisy(0.05)
+    found = check(tiny, noisy, text).candidates[0].drift
+    assert found is not None
+    p, targets = direct(tiny, text)
+    q, _ = direct(noisy, text)
+    kld = (p.exp() * (p - q)).sum(-1)
+    assert found.kld.mean.mean == pytest.approx(float(kld.mean()), abs=1e-6)
+    assert found.kld.max == pytest.approx(float(kld.max()), abs=1e-6)
+    assert found.kld.median == pytest.approx(float(np.median(kld.numpy())), abs=1e-6)
+    assert found.top1_agreement.mean == pytest.approx(float((p.argmax(-1) == q.argmax(-1)).double().mean()))
+    change = (p - q).gather(2, targets[..., None])
+    assert found.delta_ln_ppl.mean == pytest.approx(float(change.mean()), abs=1e-6)
+    shift = (q.exp() - p.exp()).gather(2, targets[..., None])
+    assert found.target_shift.mean == pytest.approx(float(shift.mean()), abs=1e-7)
+    assert found.perplexity == pytest.approx(direct_perplexity(noisy, text), rel=1e-6)
+    assert found.delta_ln_ppl.low < found.delta_ln_ppl.mean < found.delta_ln_ppl.high  # type: ignore[operator]
+
+
+def test_a_model_against_itself_is_exactly_zero_and_passes(tiny: Any, text: str) -> None:
+    report = check(tiny, tiny, text)
+    found = report.candidates[0]
+    assert report.verdict == "pass"
+    assert found.drift is not None
+    change = found.drift.delta_ln_ppl
+    assert (change.mean, change.low, change.high) == (0.0, 0.0, 0.0)
+    assert found.drift.kld.max == 0.0
+    assert found.drift.top1_agreement.low == 1.0
+    assert [layer.mean for layer in found.layers] == [1.0, 1.0, 1.0]
+    assert found.worst_tensors == ()
+
+
+def test_one_chunk_has_no_interval_and_a_note_says_so(tiny: Any, text: str) -> None:
+    report = check(tiny, tiny, text, ValidateOptions(n_ctx=64, chunks=1))
+    assert report.candidates[0].drift is not None
+    assert report.candidates[0].drift.delta_ln_ppl.low is None
+    assert "one chunk gives no interval" in report.evaluation.notes[0]
+    assert report.passed
+
+
+def test_a_zeroed_tensor_fails_and_is_named(tiny: Any, text: str) -> None:
+    damaged = tiny.copy()
+    damaged.weights[ZEROED][:] = 0
+    found = check(tiny, damaged, text, LOOSE).candidates[0]
+    assert found.verdict == "fail"
+    assert gate(found, "tensors").reason == f"{ZEROED} is all zeros"
+    assert found.worst_tensors[0].name == ZEROED
+    assert [layer.mean == 1.0 for layer in found.layers] == [True, False, False]
+
+
+def test_swapped_layers_fail_and_both_are_named_with_what_they_really_are(tiny: Any, text: str) -> None:
+    damaged = tiny.copy()
+    first, second = (f"model.layers.{layer}.self_attn.q_proj.weight" for layer in (0, 2))
+    damaged.weights[first], damaged.weights[second] = damaged.weights[second], damaged.weights[first]
+    reason = gate(check(tiny, damaged, text, LOOSE).candidates[0], "tensors").reason
+    assert f"{first} (F32)" in reason
+    assert f"it is the reference's {second}" in reason
+    assert f"it is the reference's {first}" in reason
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_candidate_with_a_non_finite_weight_fails_by_name_without_being_run(
+    tiny: Any, text: str, value: float
+) -> None:
+    damaged = tiny.copy()
+    damaged.weights[ZEROED][3, 5] = value
+    found = check(tiny, damaged, text).candidates[0]
+    assert found.verdict == "fail"
+    assert gate(found, "finite").reason == f"{ZEROED}: 1 NaN or infinite weights"
+    assert found.drift is None
+
+
+def test_a_reference_with_a_nan_is_an_error_that_names_the_weight(tiny: Any, text: str) -> None:
+    damaged = tiny.copy()
+    damaged.weights[ZEROED][3, 5] = np.nan
+    with pytest.raises(NonFiniteError, match=f"{ZEROED}: the reference's weight at row 3, column 5 is nan"):
+        check(damaged, tiny, text)
+    with pytest.raises(NonFiniteError, match=f"{ZEROED}: weight at row 3, column 5 is nan"):
+        measure_perplexity(Subject("m", damaged.model()), text, OPTIONS)
+
+
+def test_activations_that_overflow_fail_by_layer_and_the_others_are_still_measured(tiny: Any, text: str) -> None:
+    damaged = tiny.copy()
+    damaged.weights[ZEROED] *= np.float32(1e38)
+    damaged.weights["model.layers.1.mlp.up_proj.weight"] *= np.float32(1e18)
+    subjects = [Subject("damaged", damaged.model()), Subject("same", tiny.model())]
+    report = validate(Subject("ref", tiny.model()), subjects, text, OPTIONS)
+    reason = gate(report.candidates[0], "finite").reason
+    assert reason == "layer 1 of 3 gives NaN or infinity in chunk 0"
+    assert report.candidates[0].drift is None
+    assert report.candidates[1].passed
+    assert report.verdict == "fail"
+
+
+def test_missing_and_misshapen_tensors_fail_by_name(tiny: Any, text: str) -> None:
+    damaged = tiny.copy()
+    del damaged.weights["model.norm.weight"]
+    damaged.weights[ZEROED] = damaged.weights[ZEROED][:, :-1]
+    reason = gate(check(tiny, damaged, text).candidates[0], "tensors").reason
+    assert "model.norm.weight is missing" in reason
+    assert f"{ZEROED} has shape [64, 95], the reference's [64, 96]" in reason
+
+
+def test_a_reference_without_all_its_tensors_is_an_error_that_lists_them(tiny: Any, text: str) -> None:
+    damaged = tiny.copy()
+    del damaged.weights["model.norm.weight"], damaged.weights[ZEROED]
+    damaged.weights["model.extra.weight"] = np.ones(4, np.float32)
+    with pytest.raises(ModelError) as caught:
+        measure_perplexity(Subject("m", damaged.model()), text, OPTIONS)
+    for name in ("model.norm.weight", ZEROED, "model.extra.weight"):
+        assert name in str(caught.value)
+
+
+def test_another_tokenizer_fails_at_the_first_different_token(tiny: Any, text: str, shifted_tokenizer: type) -> None:
+    other = Subject("cand", tiny.model(tokenizer=shifted_tokenizer))
+    found = validate(Subject("ref", tiny.model()), [other], text, OPTIONS).candidates[0]
+    expected = 3 + text.encode()[10]
+    assert gate(found, "tokenizer").reason == f"token 11 of the text is 2, the reference's is {expected}"
+    assert not found.passed
+
+
+def test_a_tied_reference_and_a_candidate_with_its_own_head_compare(make: Callable[..., Any], text: str) -> None:
+    tied, untied = make(tied=True), make(tied=False)
+    untied.weights = {**tied.weights, "lm_head.weight": tied.weights["model.embed_tokens.weight"].copy()}
+    for reference, candidate in ((tied, untied), (untied, tied)):
+        assert check(reference, candidate, text).passed
+
+
+def test_sixteen_bit_candidates_pass_the_default_gates(tiny: Any, text: str) -> None:
+    subjects = [Subject("f16", tiny.model(F16)), Subject("bf16", tiny.model(BF16))]
+    report = validate(Subject("ref", tiny.model()), subjects, text, OPTIONS)
+    f16, bf16 = report.candidates
+    assert f16.bits_per_weight == 16
+    assert f16.drift is not None
+    assert 0 < f16.drift.kld.mean.mean < 1e-5
+    assert f16.passed
+    assert gate(bf16, "tensors").passed
+    assert gate(bf16, "tensors").value == pytest.approx(0.0017, rel=0.2)
+
+
+def test_limits_from_outside_replace_the_table(tiny: Any, text: str) -> None:
+    noisy = tiny.noisy(0.01)
+    strict = check(tiny, noisy, text, ValidateOptions(n_ctx=64, resamples=1000, limits=Limits(max_kld=1e-9)))
+    assert not gate(strict.candidates[0], "kld").passed
+    assert gate(strict.candidates[0], "kld").limit == 1e-9
+
+
+def test_the_report_is_deterministic_and_holds_no_nan(tiny: Any, text: str) -> None:
+    damaged = tiny.noisy(0.1)
+    damaged.weights[ZEROED][0, 0] = np.nan
+    documents = []
+    for _ in range(2):
+        subjects = [Subject("damaged", damaged.model()), Subject("noisy", tiny.noisy(0.1).model())]
+        report = validate(Subject("ref", tiny.model()), subjects, text, OPTIONS)
+        documents.append(json.dumps(report.document(), allow_nan=False))
+    assert documents[0] == documents[1]
+    document = json.loads(documents[0])
+    assert document["candidates"][0]["kld"] is None
+    assert set(document["candidates"][1]["kld"]) >= {"mean", "median", "p99", "p999", "max"}
+    assert document["tokens"] == 310
+
+
+def test_too_short_a_text_says_how_many_tokens_there_are_and_are_wanted(tiny: Any) -> None:
+    with pytest.raises(InputError, match="the text has 6 tokens, protocol llamacpp wants windows of 64"):
+        measure_perplexity(Subject("m", tiny.model()), "short", OPTIONS)
+
+
+def test_windows_longer_than_the_model_was_trained_on_are_refused(tiny: Any, text: str) -> None:
+    with pytest.raises(UsageError, match="give --ctx 512 or fewer"):
+        measure_perplexity(Subject("m", tiny.model()), text, ValidateOptions("gptq"))
+
+
+def test_a_model_without_a_tokenizer_cannot_be_scored(tiny: Any, text: str) -> None:
+    with pytest.raises(InputError, match="has no tokenizer"):
+        measure_perplexity(Subject("m", tiny.model(tokenizer=None)), text, OPTIONS)
+
+
+def test_progress_counts_up_to_its_total(tiny: Any, text: str) -> None:
+    seen: list[tuple[int, int, str]] = []
+    measure_perplexity(Subject("m", tiny.model()), text, OPTIONS, lambda *step: seen.append(step))
+    layers = [step for step in seen if step[2].startswith("layer")]
+    assert [done for done, _, _ in layers] == list(range(1, 31))
+    assert {total for _, total, _ in layers} == {30}
+    assert seen[-1] == (4, 4, "output head")
+
+
+def test_the_terminal_report_names_verdict_gates_and_the_damaged_tensor(tiny: Any, text: str) -> None:
+    damaged = tiny.noisy(0.01)
+    damaged.weights[ZEROED][:] = 0
+    shown = check(tiny, damaged, text).terminal_table()
+    assert shown.startswith("FAIL  protocol llamacpp, n_ctx 64, 10 chunks, 310 tokens")
+    assert f"{ZEROED} is all zeros" in " ".join(shown.split())
+    for word in ("layer cosine", "99.9%", "worst tensors", "FAIL  kld"):
+        assert word in shown
+    assert max(len(line) for line in shown.splitlines()) <= 100

@@ -1,0 +1,100 @@
+"""A validation report for the eye: verdict, numbers, one bar for each layer, the worst tensors, every gate."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+
+from .bootstrap import Interval
+from .drift import Drift, LayerCosine
+from .report import CandidateResult, ValidationReport
+from .weights import TensorDrift
+
+WIDTH = 100
+BARS = " ▁▂▃▄▅▆▇█"  # from equal to unrelated
+
+
+def render(report: ValidationReport) -> str:
+    """The report as text; lines of at most 100 columns."""
+    asked = report.evaluation
+    head = [
+        f"{report.verdict.upper()}  protocol {asked.protocol.name}, n_ctx {asked.protocol.n_ctx}, "
+        f"{asked.chunks} chunks, {asked.tokens} tokens scored, BOS {asked.protocol.bos}",
+        f"reference  {report.reference.path}",
+        f"           {report.reference.bits_per_weight:.2f} bits per weight, perplexity {_number(report.reference.perplexity)}",
+        *(line for note in asked.notes for line in _wrapped("note       ", note)),
+    ]
+    return "\n".join([*head, *(line for candidate in report.candidates for line in _candidate(candidate))]) + "\n"
+
+
+def _candidate(found: CandidateResult) -> list[str]:
+    lines = ["", f"{found.verdict.upper()}  {found.path}", f"  {found.bits_per_weight:.2f} bits per weight"]
+    if found.drift is not None:
+        lines += _drift(found.drift)
+    if found.layers:
+        lines += _layers(found.layers)
+    if found.worst_tensors:
+        lines += ["  worst tensors                                               type   rel. error   SQNR dB    cosine"]
+        lines += [_tensor(tensor) for tensor in found.worst_tensors]
+    lines += ["  gates"]
+    for gate in found.gates:
+        lines += _wrapped(f"    {'pass' if gate.passed else 'FAIL'}  {gate.name:<11}", gate.reason)
+    return lines
+
+
+def _drift(drift: Drift) -> list[str]:
+    kld, shift = drift.kld, drift.target_shift
+    change = Interval(*(None if end is None else math.expm1(end) for end in _ends(drift.delta_ln_ppl)))  # type: ignore[arg-type]
+    return [
+        f"  perplexity      {_number(drift.perplexity)}   change {change.mean:+.3%}{_range(change, '+.3%')}",
+        f"  ln PPL change   {drift.delta_ln_ppl.mean:+.6f}{_range(drift.delta_ln_ppl, '+.6f')}",
+        f"  top-1 the same  {drift.top1_agreement.mean:.2%}{_range(drift.top1_agreement, '.2%')}",
+        f"  KLD mean        {kld.mean.mean:.6f}{_range(kld.mean, '.6f')}",
+        f"  KLD             median {kld.median:.6f}   90% {kld.p90:.6f}   95% {kld.p95:.6f}   99% {kld.p99:.6f}",
+        f"                  99.9% {kld.p999:.6f}   max {kld.max:.6f}",
+        f"  dp of the token mean {shift.mean:+.3%}   rms {shift.rms:.3%}   1% {shift.p1:+.3%}   99% {shift.p99:+.3%}",
+    ]
+
+
+def _ends(interval: Interval) -> tuple[float, float | None, float | None]:
+    return interval.mean, interval.low, interval.high
+
+
+def _range(interval: Interval, form: str) -> str:
+    if interval.low is None or interval.high is None:
+        return "   (no interval from one chunk)"
+    return f"   95% [{interval.low:{form}}, {interval.high:{form}}]"
+
+
+def _layers(layers: tuple[LayerCosine, ...]) -> list[str]:
+    worst = min(range(len(layers)), key=lambda index: layers[index].mean)
+    bars = "".join(_bar(layer.mean) for layer in layers)
+    rows = textwrap.wrap(f"|{bars}|", WIDTH - 20, drop_whitespace=False)
+    said = f"lowest {layers[worst].mean:.6f} after layer {worst}; the last {layers[-1].mean:.6f}"
+    return [
+        f"  layer cosine    {rows[0]}",
+        *(f"                  {row}" for row in rows[1:]),
+        f"                  {said} (bar: ▁ 1e-7, ▄ 1e-4, █ 1 away from 1)",
+    ]
+
+
+def _bar(cosine: float) -> str:
+    """One decade of 1 - cosine for each step of the bar: blank below 1e-7, full from 0.1 on."""
+    away = 1 - cosine
+    return BARS[0] if away < 1e-8 else BARS[min(8, max(1, 9 + math.floor(math.log10(away))))]
+
+
+def _tensor(tensor: TensorDrift) -> str:
+    name = f"    {tensor.name:<56} {tensor.dtype:>7}"
+    if tensor.n_nonfinite:
+        return f"{name}   {tensor.n_nonfinite} NaN or infinite"
+    sqnr = "-" if tensor.sqnr_db is None else f"{tensor.sqnr_db:.1f}"
+    return f"{name}   {tensor.relative_error:>10.3g} {sqnr:>9} {tensor.cosine:>9.5f}"
+
+
+def _wrapped(start: str, text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent=start, subsequent_indent=" " * len(start), break_long_words=False)
+
+
+def _number(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.4f}"
