@@ -7,7 +7,7 @@
 
 Weights are normal with standard deviation 1 / sqrt(inputs), so that activations keep their size through the layers and
 every scheme sees the distribution it would see. They come from one pool of random numbers per deviation, read round and
-round: its length is prime, so no two rows of a model are equal, and memory stays at a few hundred MB. The seed is fixed.
+round: its length is prime, so that rows fall differently in each round. The seed is fixed.
 """
 
 from __future__ import annotations

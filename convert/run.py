@@ -63,6 +63,11 @@ class Slab:
     start: int
     stop: int
 
+    @property
+    def row_nbytes(self) -> int:
+        """Source bytes of one row."""
+        return self.step.tensor.dtype.row_nbytes(self.step.tensor.matrix_shape[1])
+
 
 @dataclass
 class _Tally:
@@ -148,13 +153,13 @@ def _write_all(
                 return
             try:
                 _write_slab(slab, transaction, encoding, tally)
+                with lock:
+                    done += (slab.stop - slab.start) * slab.row_nbytes
+                    progress(done, total, slab.step.name)
             except BaseException:
                 failed[worker] = number
                 stop.set()
                 raise
-            with lock:
-                done += (slab.stop - slab.start) * slab.step.tensor.dtype.row_nbytes(slab.step.tensor.matrix_shape[1])
-                progress(done, total, slab.step.name)
 
     with ThreadPoolExecutor(2 * options.threads, thread_name_prefix="smelt") as pool:
         futures = [pool.submit(work, worker) for worker in range(2 * options.threads)]

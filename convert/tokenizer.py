@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property
 from typing import Any
 
 from ..errors import ModelError
@@ -43,7 +43,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, without BOS or EOS. A special piece's name in `text` is text."""
-        ids: list[int] = _processor(self.sentencepiece()).encode(text)
+        ids: list[int] = self._processor.encode(text)
         return ids
 
     def sentencepiece(self) -> bytes:
@@ -69,16 +69,15 @@ class Tokenizer:
         decode_model(content)
         return content
 
+    @cached_property
+    def _processor(self) -> Any:
+        """SentencePiece's own encoder."""
+        from sentencepiece import SentencePieceProcessor
 
-@lru_cache(maxsize=4)
-def _processor(content: bytes) -> Any:
-    """SentencePiece's own encoder."""
-    from sentencepiece import SentencePieceProcessor
-
-    try:
-        return SentencePieceProcessor(model_proto=content)
-    except (RuntimeError, OSError, ValueError) as error:
-        raise ModelError(f"{MODEL_FILE}: SentencePiece refuses it: {str(error).splitlines()[0]}") from None
+        try:
+            return SentencePieceProcessor(model_proto=self.sentencepiece())
+        except (RuntimeError, OSError, ValueError) as error:
+            raise ModelError(f"{MODEL_FILE}: SentencePiece refuses it: {str(error).splitlines()[0]}") from None
 
 
 def read_sentencepiece(content: bytes) -> Tokenizer:

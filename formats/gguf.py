@@ -46,7 +46,8 @@ def open_gguf(path: Path) -> Checkpoint:
             raise FormatError(
                 f"{path}: is named as one of {int(name['count'])} parts, but has no split.count: rename it"
             )
-        files, headers = (path,), [header]
+        files: tuple[Path, ...] = (path,)
+        headers = [header]
     else:
         if not name or int(name["count"]) != count or int(name["number"]) != _split(path, header, "no", -1) + 1:
             raise FormatError(

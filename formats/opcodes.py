@@ -19,10 +19,12 @@ from typing import NoReturn
 from ..errors import FormatError, UnsafePickleError
 from .torch_records import BUILDERS, STORAGES, STRICT, TORCH_DTYPES, Global, InertObject, Policy, malformed, storage_ref
 
-# A tensor takes about 35 opcodes and 230 bytes, so these admit 14,000 in a file; the largest Meta shard has 1,138.
-PICKLE_NBYTES = 8 << 20
-OPCODES = 500_000
-MEMO = 250_000
+# A tensor takes about 35 opcodes, 11 memo entries and 230 bytes, so these admit 11,000 in a file; the largest Meta shard
+# has 1,138. Together they bound the memory: 28 MiB of values, 16 of wide strings, 11 of memo, and the program itself.
+PICKLE_NBYTES = 4 << 20
+OPCODES = 400_000
+MEMO = 130_000
+CALLS = 45_000  # of REDUCE: two for a tensor, four for a parameter
 STACK = 100_000
 DEPTH = 64  # of the result's nesting and of open marks
 VALUES = 1_000_000  # in the result, with everything shared written out
@@ -56,6 +58,7 @@ class _Machine:
         self.stack: list[object] = []
         self.marks: list[int] = []
         self.memo: dict[int, object] = {}
+        self.n_calls = 0
 
     def run(self) -> object:  # noqa: RET503 (fail never returns)
         if self.data[:1] != b"\x80":
@@ -215,6 +218,9 @@ class _Machine:
         arguments, callee = self.pop(), self.pop()
         if not isinstance(callee, Global) or not isinstance(arguments, tuple):
             self.refuse(f"calls (REDUCE) a {type(callee).__name__}")
+        self.n_calls += 1
+        if self.n_calls > CALLS:
+            self.fail(f"makes more than {CALLS} objects")
         builder = BUILDERS.get(callee)
         if builder is not None:
             self.push(builder(self.where, arguments))

@@ -14,16 +14,17 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import prod
+from operator import mul
 
 from ..dtypes import DTYPES, DType, Shape
 from ..errors import FormatError
 
-DIMENSIONS = 64  # torch's own limit
+DIMENSIONS = 8  # torch allows 64; no weight has more than 5
 OVERLAPPING_NBYTES = 256 << 20  # an expanded view that is larger than its storage is at most this large
 INT64 = 1 << 63
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Global:
     """What a pickle calls `module.name`: the two strings, never the object."""
 
@@ -34,7 +35,7 @@ class Global:
         return ascii(f"{self.module}.{self.name}")[1:-1]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class StorageRef:
     """A flat buffer of `numel` elements, or of bytes where `dtype` is None, held by the zip entry `data/<key>`."""
 
@@ -42,13 +43,16 @@ class StorageRef:
     key: str
     numel: int
 
+    def __str__(self) -> str:
+        return f"data/{ascii(self.key)[1:-1][:40]} of {self.nbytes} bytes"
+
     @property
     def nbytes(self) -> int:
         """Bytes of the whole buffer."""
         return self.numel * (self.dtype.nbytes if self.dtype else 1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TensorRef:
     """A view of a storage; `offset` and `strides` count elements and lie inside it."""
 
@@ -59,7 +63,7 @@ class TensorRef:
     strides: tuple[int, ...]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class InertObject:
     """What would have been an instance of `made_by`: its arguments, state and items, and no behaviour."""
 
@@ -69,7 +73,7 @@ class InertObject:
     items: list[object] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Policy:
     """Globals beyond those of tensors that may be named: whole names (`argparse.Namespace`) or packages (`omegaconf`).
 
@@ -182,17 +186,16 @@ def _view(
     if len(shape) != len(strides):
         raise malformed(where, f"has a tensor of {len(shape)} dimensions with {len(strides)} strides")
     n = prod(shape)
-    stop = offset + (1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True)) if n else 0)
-    key = ascii(storage.key)[:40]
+    stop = offset + (1 + sum(map(mul, shape, strides)) - sum(strides) if n else 0)
     if stop * dtype.nbytes > storage.nbytes:
-        raise malformed(where, f"has a tensor that ends beyond its storage {key} of {storage.nbytes} bytes")
+        raise malformed(where, f"has a tensor that ends beyond its storage {storage}")
     if n * dtype.nbytes > max(storage.nbytes, OVERLAPPING_NBYTES):
-        raise malformed(where, f"expands storage {key} of {storage.nbytes} bytes to more than {OVERLAPPING_NBYTES}")
+        raise malformed(where, f"expands its storage {storage} to more than {OVERLAPPING_NBYTES} bytes")
     return TensorRef(storage, dtype, offset, shape, strides)
 
 
 def _count(where: str, value: object, what: str) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < INT64:
+    if type(value) is not int or not 0 <= value < INT64:  # a bool is no number here
         raise malformed(where, f"gives {what} that is not a whole number of 0 or more")
     return value
 
@@ -200,7 +203,10 @@ def _count(where: str, value: object, what: str) -> int:
 def _counts(where: str, values: object, what: str) -> tuple[int, ...]:
     if not isinstance(values, tuple) or len(values) > DIMENSIONS:
         raise malformed(where, f"gives {what} that is not a tuple of at most {DIMENSIONS} numbers")
-    return tuple(_count(where, value, what) for value in values)
+    for value in values:
+        if type(value) is not int or not 0 <= value < INT64:
+            raise malformed(where, f"gives {what} with something that is not a whole number of 0 or more")
+    return values
 
 
 BUILDERS: dict[Global, Callable[[str, tuple[object, ...]], object]] = {

@@ -96,12 +96,17 @@ def tensors_gate(weights: WeightsDrift) -> Gate:
     """Every tensor is there and is what its name says, up to what its type loses."""
     measured = [tensor for tensor in weights.tensors if tensor.relative_error is not None]
     damaged = [tensor for tensor in measured if (tensor.relative_error or 0.0) > tensor_limit(tensor)]
-    told = [*weights.problems, *(_damage(tensor) for tensor in damaged)]
-    worst = max(damaged or measured, key=lambda tensor: tensor.relative_error or 0.0, default=None)
+    told = [*weights.problems, *(_damage(tensor) for tensor in sorted(damaged, key=_beyond, reverse=True))]
+    worst = max(damaged or measured, key=_beyond, default=None)
     limit = tensor_limit(worst) if worst is not None else None
     value = worst.relative_error if worst is not None else None
     good = f"{len(measured)} tensors within what their types lose; the worst is {worst.name}" if worst else "no tensors"
     return Gate("tensors", limit, value, not told, listed(told) or good)
+
+
+def _beyond(tensor: TensorDrift) -> float:
+    """How many times its limit a tensor's error is."""
+    return (tensor.relative_error or 0.0) / tensor_limit(tensor)
 
 
 def _damage(tensor: TensorDrift) -> str:

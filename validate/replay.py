@@ -96,6 +96,7 @@ class Replay:
         """hidden float32[1, T, d] before the layer -> after it. The layer's weights must be loaded."""
 
         def compute(*args: Any, **kwargs: Any) -> Any:
+            self._refuse_second_stream(_hidden_in(args, kwargs), [*args, *kwargs.values()])
             if args:
                 args = (hidden, *args[1:])
             else:
@@ -139,17 +140,22 @@ class Replay:
         finally:
             self._target, self._act = -1, self._as_returned
 
+    def _refuse_second_stream(self, hidden: Tensor, given: list[Any]) -> None:
+        """Where a layer gets another tensor shaped like its input (Zamba: the embedded tokens), a replay would give it
+        blanks, and wrong numbers without a word."""
+        alike = [value for value in given if isinstance(value, Tensor) and value.shape == hidden.shape]
+        if len(alike) > 1:
+            raise ModelError(
+                f"{self.network.config.model_type}: its layers are given more than the hidden state, "
+                "so it cannot be run one layer at a time"
+            )
+
     def _as_returned(self, hidden: Tensor) -> Any:
         return hidden if self._returns is None else (hidden, *[None] * (self._returns - 1))
 
     def _hidden_of(self, output: Any) -> Tensor:
         if isinstance(output, Tensor):
             return output
-        if any(isinstance(value, Tensor) for value in output[1:]):
-            raise ModelError(
-                f"{self.network.config.model_type}: its layers hand on more than the hidden state, "
-                "so it cannot be run one layer at a time"
-            )
         self._returns = len(output)
         hidden: Tensor = output[0]
         return hidden

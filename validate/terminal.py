@@ -34,7 +34,7 @@ def _candidate(found: CandidateResult) -> list[str]:
     if found.layers:
         lines += _layers(found.layers)
     if found.worst_tensors:
-        lines += ["  worst tensors                                               type   rel. error   SQNR dB    cosine"]
+        lines.append(_row("  worst tensors", "type", "rel. error", "SQNR dB", "cosine"))
         lines += [_tensor(tensor) for tensor in found.worst_tensors]
     lines += ["  gates"]
     for gate in found.gates:
@@ -85,11 +85,14 @@ def _bar(cosine: float) -> str:
 
 
 def _tensor(tensor: TensorDrift) -> str:
-    name = f"    {tensor.name:<56} {tensor.dtype:>7}"
     if tensor.n_nonfinite:
-        return f"{name}   {tensor.n_nonfinite} NaN or infinite"
+        return _row(f"    {tensor.name}", tensor.dtype, "NaN or inf", str(tensor.n_nonfinite), "-")
     sqnr = "-" if tensor.sqnr_db is None else f"{tensor.sqnr_db:.1f}"
-    return f"{name}   {tensor.relative_error:>10.3g} {sqnr:>9} {tensor.cosine:>9.5f}"
+    return _row(f"    {tensor.name}", tensor.dtype, f"{tensor.relative_error:.3g}", sqnr, f"{tensor.cosine:.5f}")
+
+
+def _row(name: str, *values: str) -> str:
+    return f"{name:<58}" + "".join(f"{value:>10} " for value in values).rstrip()
 
 
 def _wrapped(start: str, text: str) -> list[str]:

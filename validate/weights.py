@@ -27,7 +27,7 @@ SLAB = 1 << 19  # weights compared at once: 2 MiB of float32, so that the float6
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 UNRELATED = 0.8  # relative error from which on it is worth asking whether the tensor is another one of the reference's
 TWIN = 0.5  # relative error to another tensor of the reference below which the two are told to be the same
-LISTED = 20  # names in one line; the count says how many more
+LISTED = 8  # names in one line; the count says how many more
 
 
 @dataclass(frozen=True)
@@ -231,6 +231,6 @@ def _with_twin(
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names for one line: the first twenty, and how many more."""
+    """Names for one line: the first eight, and how many more."""
     more = len(names) - LISTED
     return ", ".join(names[:LISTED]) + (f" and {more} more" if more > 0 else "")

@@ -20,12 +20,10 @@ def magnitude_bits(x):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def flag_blocks(flags, block, non_finite, out_of_range, overflow):  # type: ignore[no-untyped-def]
-    """Lower each of the three flags to the first `block` for which it holds."""
-    flags += tl.zeros_like(block)
-    tl.atomic_min(flags, block, mask=non_finite)
-    tl.atomic_min(flags + 1, block, mask=out_of_range)
-    tl.atomic_min(flags + 2, block, mask=overflow)
+def flag_blocks(flag, block, non_finite, out_of_range, overflow):  # type: ignore[no-untyped-def]
+    """Lower `flag` to the first block of the worst kind: kind * 2^60 + block."""
+    kind = tl.where(non_finite, 0, tl.where(out_of_range, 1, 2)).to(tl.int64)
+    tl.atomic_min(flag + tl.zeros_like(block), (kind << 60) + block, mask=non_finite | out_of_range | overflow)
 
 
 @triton.jit

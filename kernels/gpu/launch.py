@@ -1,10 +1,10 @@
 """How a Triton kernel of this folder is started, and how it says that a weight cannot be encoded.
 
-    flags = int64[3]: the first block with NaN or infinity | beyond the format's range | whose scale overflows fp16
+    flag: int64 = | kind, 4 bits: 0 NaN or infinity, 1 beyond the format's range, 2 the scale overflows fp16 | block, 60 bits |
 
 A kernel sees a matrix as a run of blocks, for a row holds a whole number of them. It cannot raise, so it lowers
-`flags` to the first bad block's index (`atomic_min`, hence the same answer in any order of programs), and `encode`
-here looks into that one block for the row and the column. Reading the flags waits for the device once per call.
+`flag` to its first bad block of the worst kind (`atomic_min`, hence the same answer in any order of programs), and
+`encode` here looks into that one block for the row and the column. Reading the flag waits for the device once a call.
 
 `FUSION` is off for every kernel: a contracted multiply-add rounds once where the specification rounds twice, which
 changes bytes.
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isnan
 from typing import Any
 
 import torch
@@ -61,9 +62,9 @@ def encode(launch: Launch, dtype: DType, rows: Tensor, *knowledge: Tensor | int)
     packed = torch.empty((rows.shape[0], dtype.row_nbytes(rows.shape[1])), dtype=torch.uint8, device=rows.device)
     n_blocks = rows.numel() // dtype.block
     if n_blocks:
-        flags = torch.full((3,), NONE, dtype=torch.int64, device=rows.device)
-        launch(n_blocks, rows, packed.view(_word(dtype)), flags, n_blocks, *knowledge)
-        _raise_flagged(rows, dtype, *flags.tolist())
+        flag = torch.full((1,), NONE, dtype=torch.int64, device=rows.device)
+        launch(n_blocks, rows, packed.view(_word(dtype)), flag, n_blocks, *knowledge)
+        _raise_flagged(rows, dtype, int(flag))
     return packed
 
 
@@ -107,18 +108,18 @@ def _check_device(tensor: Tensor, name: str) -> None:
         raise UsageError(f"{name} lie on {tensor.device}, the Triton kernels need a CUDA device; smelt.kernels runs on the CPU")
 
 
-def _raise_flagged(rows: Tensor, dtype: DType, non_finite: int, range_: int, scale: int) -> None:
-    """The reference's error for the first bad block, if any; NaN comes first, for it is the cause of the others."""
-    first = next((flag for flag in (non_finite, range_) if flag != NONE), None)
-    if first is not None:
-        values = rows.reshape(-1, dtype.block)[first].float()
-        bad = ~torch.isfinite(values) if non_finite != NONE else values.abs() >= float(SEARCH_LIMIT)
-        at = int(bad.to(torch.uint8).argmax())
-        row, column = divmod(first * dtype.block + at, rows.shape[1])
-        value = float(values[at])
-        if non_finite == NONE:
-            raise ScaleOverflowError(f"{value:g} at row {row}, column {column} is beyond the format's range", row, column)
-        kind = "NaN" if value != value else "infinity"
-        raise NonFiniteError(f"{kind} at row {row}, column {column}", row, column)
-    if scale != NONE:
-        refuse_scale(scale, rows.shape[1], dtype.block)
+def _raise_flagged(rows: Tensor, dtype: DType, flag: int) -> None:
+    """The reference's error for the flagged block, if there is one."""
+    if flag == NONE:
+        return
+    kind, block = divmod(flag, 1 << 60)
+    if kind == 2:
+        refuse_scale(block, rows.shape[1], dtype.block)
+    values = rows.reshape(-1, dtype.block)[block].float()
+    bad = ~torch.isfinite(values) if kind == 0 else values.abs() >= float(SEARCH_LIMIT)
+    at = int(bad.to(torch.uint8).argmax())
+    row, column = divmod(block * dtype.block + at, rows.shape[1])
+    value = float(values[at])
+    if kind == 1:
+        raise ScaleOverflowError(f"{value:g} at row {row}, column {column} is beyond the format's range", row, column)
+    raise NonFiniteError(f"{'NaN' if isnan(value) else 'infinity'} at row {row}, column {column}", row, column)

@@ -25,16 +25,17 @@ from .blocks import (
     normal_reciprocal,
     store_scale_and_words,
 )
-from .search import codes, error, extremes, fit, half, load_block, out_of_range, pick, reciprocal, sum_of_squares
+from .search import codes, columns, error, extremes, fit, half, half_or, load_block, out_of_range, pick, reciprocal, sum_of_squares
 
 DTYPE = Q4_0
 GRID = tl.constexpr(tuple(float(g) for g in reference.GRID))
-N_GRID = tl.constexpr(len(reference.GRID))
+OFFSETS = tl.constexpr(tuple(float(g) for g in reference.OFFSETS))
+N_GRID, N_OFFSETS = tl.constexpr(len(reference.GRID)), tl.constexpr(len(reference.OFFSETS))
 BLEND = tl.constexpr(float(reference.BLEND))
 
 
 @triton.jit(do_not_specialize=["n_blocks"])
-def _encode(rows, packed, flags, n_blocks, BLOCKS: tl.constexpr):  # type: ignore[no-untyped-def]
+def _encode(rows, packed, flag, n_blocks, BLOCKS: tl.constexpr):  # type: ignore[no-untyped-def]
     first = tl.program_id(0).to(tl.int64) * BLOCKS
     block = tl.arange(0, BLOCKS)
     inside = first + block < n_blocks
@@ -48,7 +49,7 @@ def _encode(rows, packed, flags, n_blocks, BLOCKS: tl.constexpr):  # type: ignor
     largest = bits.to(tl.float32, bitcast=True)
     d = tl.where((tl.min(place, axis=1) & 1) == 1, largest, -largest) * 0.125
     half = half_bits(d)
-    flag_blocks(flags, first + block, bits >= INFINITY_BITS, bits < 0, is_half_infinity(half))
+    flag_blocks(flag, first + block, bits >= INFINITY_BITS, bits < 0, is_half_infinity(half))
 
     code = tl.minimum((x * normal_reciprocal(d)[:, None] + 8.5).to(tl.int32), 15)
     even, odd = tl.split(tl.reshape(code, (BLOCKS, 16, 2)))
@@ -68,7 +69,7 @@ def _mean_square(rows, mean, n_rows, row_blocks, BLOCKS: tl.constexpr):  # type:
 
 
 @triton.jit(do_not_specialize=["n_blocks", "row_blocks"])
-def _encode_weighted(rows, packed, flags, n_blocks, importance, mean, row_blocks, BLOCKS: tl.constexpr):  # type: ignore[no-untyped-def]
+def _encode_weighted(rows, packed, flag, n_blocks, importance, mean, row_blocks, BLOCKS: tl.constexpr):  # type: ignore[no-untyped-def]
     block = tl.program_id(0).to(tl.int64) * BLOCKS + tl.arange(0, BLOCKS)
     inside = block < n_blocks
     row = block // row_blocks
@@ -78,42 +79,40 @@ def _encode_weighted(rows, packed, flags, n_blocks, importance, mean, row_blocks
 
     inverse = reciprocal(tl.where(high >= -low, high, low))
     gain = inverse * 0.0
-    scale = gain
-    for step in range(0, N_GRID):
-        fitted, explained = fit(x, weight, pick(GRID, N_GRID, step) * inverse, -8, 7)
+    scale, chosen = gain, gain
+    for step in range(0, N_GRID + N_OFFSETS):
+        g = tl.where(step < N_GRID, pick(GRID, N_GRID, step), chosen + pick(OFFSETS, N_OFFSETS, step - N_GRID))
+        fitted, explained = fit(x, weight, g * inverse, -8, 7)
         better = explained > gain
         gain = tl.where(better, explained, gain)
         scale = tl.where(better, fitted, scale)
+        chosen = tl.where(better & (step < N_GRID), g, chosen)
     d = half(scale)
-    again, _ = fit(x, weight, reciprocal(d), -8, 7)
-    again = half(again)
-    d = tl.where(error(x, weight, again, -8, 7) < error(x, weight, d, -8, 7), again, d)
+    overflow = is_half_infinity(half_bits(d))
+    flag_blocks(flag, block, inside & ~finite, inside & out_of_range(low, high), inside & overflow)
 
-    bits = half_bits(d)
-    flag_blocks(flags, block, inside & ~finite, inside & out_of_range(low, high), inside & is_half_infinity(bits))
-    tl.store(packed + block * 9, bits, mask=inside)
+    again, _ = fit(x, weight, reciprocal(d), -8, 7)
+    again = half_or(again, d)
+    d = tl.where(error(x, weight, again, -8, 7) < error(x, weight, d, -8, 7), again, d)
+    tl.store(packed + block * 9, half_bits(d), mask=inside)
     inverse = reciprocal(d)
+    words = ()
     for i in tl.static_range(0, 16, 2):
         word = _nibble(x[i], inverse) | (_nibble(x[i + 16], inverse) << 4)
-        word |= (_nibble(x[i + 1], inverse) << 8) | (_nibble(x[i + 17], inverse) << 12)
-        tl.store(packed + block * 9 + 1 + i // 2, word.to(tl.int16), mask=inside)
+        words = words + (word | (_nibble(x[i + 1], inverse) << 8) | (_nibble(x[i + 17], inverse) << 12),)
+    place = packed + (block * 9)[:, None] + (1 + tl.arange(0, 8)[None, :])
+    tl.store(place, columns(words, 3).to(tl.int16), mask=inside[:, None])
 
 
 @triton.jit
 def _weights(x, importance, mean, inside):  # type: ignore[no-untyped-def]
-    """importance * sqrt(mean + x^2), and a part of its mean over the block."""
-    weight = ()
+    """importance * sqrt(mean + x^2) + BLEND * sqrt(mean), for the row's mean of x^2."""
     given = load_block(importance, inside, 32, 5)
-    total = mean * 0.0
+    blend = BLEND * tl.sqrt_rn(mean)
+    weight = ()
     for i in tl.static_range(0, 32):
-        w = given[i] * tl.sqrt_rn(mean + x[i] * x[i])
-        total += w
-        weight = weight + (w,)
-    blend = BLEND * (total * 0.03125)
-    blended = ()
-    for i in tl.static_range(0, 32):
-        blended = blended + (weight[i] + blend,)
-    return blended
+        weight = weight + (given[i] * tl.sqrt_rn(mean + x[i] * x[i]) + blend,)
+    return weight
 
 
 @triton.jit
@@ -135,7 +134,7 @@ def _decode(packed, weights, n_blocks, BLOCKS: tl.constexpr):  # type: ignore[no
     tl.store(weights + first * 32 + (block[:, None] * 32 + column), out, mask=inside[:, None])
 
 
-ENCODE = launch.Launch(_encode, {"rows": "rows", "packed": "*i16", "flags": "*i64", "n_blocks": "i64"}, 128, 4)
+ENCODE = launch.Launch(_encode, {"rows": "rows", "packed": "*i16", "flag": "*i64", "n_blocks": "i64"}, 128, 4)
 ENCODE_WEIGHTED = launch.Launch(
     _encode_weighted, {**ENCODE.types, "importance": "*fp32", "mean": "*fp32", "row_blocks": "i64"}, 128, 4
 )

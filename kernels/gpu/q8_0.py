@@ -30,7 +30,7 @@ DTYPE = Q8_0
 
 
 @triton.jit(do_not_specialize=["n_blocks"])
-def _encode(rows, packed, flags, n_blocks, BLOCKS: tl.constexpr):  # type: ignore[no-untyped-def]
+def _encode(rows, packed, flag, n_blocks, BLOCKS: tl.constexpr):  # type: ignore[no-untyped-def]
     first = tl.program_id(0).to(tl.int64) * BLOCKS
     block = tl.arange(0, BLOCKS)
     inside = first + block < n_blocks
@@ -41,7 +41,7 @@ def _encode(rows, packed, flags, n_blocks, BLOCKS: tl.constexpr):  # type: ignor
     bits = tl.max(magnitude_bits(x), axis=1)
     d = tl.div_rn(bits.to(tl.float32, bitcast=True), 127.0)
     half = half_bits(d)
-    flag_blocks(flags, first + block, bits >= INFINITY_BITS, bits < 0, is_half_infinity(half))
+    flag_blocks(flag, first + block, bits >= INFINITY_BITS, bits < 0, is_half_infinity(half))
 
     code = round_away(x * normal_reciprocal(d)[:, None]).to(tl.int32)
     low, high = tl.split(tl.reshape(code, (BLOCKS, 16, 2)))
@@ -63,7 +63,7 @@ def _decode(packed, weights, n_blocks, BLOCKS: tl.constexpr):  # type: ignore[no
     tl.store(weights + first * 32 + place, out, mask=inside[:, None])
 
 
-ENCODE = launch.Launch(_encode, {"rows": "rows", "packed": "*i16", "flags": "*i64", "n_blocks": "i64"}, 128, 4)
+ENCODE = launch.Launch(_encode, {"rows": "rows", "packed": "*i16", "flag": "*i64", "n_blocks": "i64"}, 128, 4)
 DECODE = launch.Launch(_decode, {"packed": "*i16", "weights": "weights", "n_blocks": "i64"}, 128, 4)
 
 

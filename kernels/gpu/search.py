@@ -16,6 +16,7 @@ from ..reference import search as reference
 TINY = tl.constexpr(float(reference.TINY))
 TO_EVEN = tl.constexpr(1.5 * 2**23)
 SEARCH_LIMIT = tl.constexpr(float(checks.SEARCH_LIMIT))
+HALF_OVERFLOW = tl.constexpr(float(checks.HALF_OVERFLOW))
 FP32_MAX = tl.constexpr(3.4028234663852886e38)
 
 
@@ -42,6 +43,18 @@ def load_block(start, inside, WIDTH: tl.constexpr, LOG: tl.constexpr):  # type: 
             odds = odds + (odd,)
         parts = evens + odds
     return parts
+
+
+@triton.jit
+def columns(parts, LOG: tl.constexpr):  # type: ignore[no-untyped-def]
+    """2^LOG vectors [R] -> [R, 2^LOG], so that a thread stores neighbours at once; undoes what `load_block` splits."""
+    R: tl.constexpr = parts[0].shape[0]
+    for level in tl.static_range(LOG - 1, -1, -1):
+        joined = ()
+        for k in tl.static_range(0, 2**level):
+            joined = joined + (tl.reshape(tl.join(parts[k], parts[k + 2**level]), (R, 2 ** (LOG - level))),)
+        parts = joined
+    return parts[0]
 
 
 @triton.jit
@@ -89,6 +102,24 @@ def codes(value, LOW: tl.constexpr, HIGH: tl.constexpr):  # type: ignore[no-unty
 def half(value):  # type: ignore[no-untyped-def]
     """The nearest fp16 number, as float32."""
     return value.to(tl.float16).to(tl.float32)
+
+
+@triton.jit
+def half_or(value, otherwise):  # type: ignore[no-untyped-def]
+    """`half`, and `otherwise` where the value is too large for fp16."""
+    fits = tl.abs(value) < HALF_OVERFLOW
+    return tl.where(fits, half(tl.where(fits, value, 0.0)), otherwise)
+
+
+@triton.jit
+def in_order(value, N: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The sum of each N neighbours, from the first on, for all of them."""
+    lane = tl.arange(0, value.shape[0])
+    first = lane - lane % N
+    total = value * 0.0
+    for i in tl.static_range(0, N):
+        total += tl.gather(value, first + i, 0)
+    return total
 
 
 @triton.jit

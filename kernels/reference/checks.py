@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import InputError, NonFiniteError, ScaleOverflowError
+from .search import HALF_OVERFLOW
 
 Rows = NDArray[np.float32]
 
-HALF_OVERFLOW = np.float32(65520.0)  # the least number that fp16 rounds to infinity
 SEARCH_LIMIT = np.float32(2.0**29)  # above what any searched block can hold (q6_k: 65504 * 128 * 32), below fp32 trouble
 
 
@@ -34,6 +34,12 @@ def refuse_overflow(rows: Rows, limit: np.float32 = HALF_OVERFLOW) -> None:
     row, column = (int(i) for i in np.argwhere(np.abs(rows) >= limit)[0])
     value = rows[row, column]
     raise ScaleOverflowError(f"{value:g} at row {row}, column {column} is beyond the format's range", row, column)
+
+
+def refuse_values(rows: Rows, limit: np.float32) -> None:
+    """Both refusals, what is not finite first."""
+    refuse_non_finite(rows)
+    refuse_overflow(rows, limit)
 
 
 def refuse_scale(block: int, columns: int, block_width: int) -> None:

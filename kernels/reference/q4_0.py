@@ -7,10 +7,11 @@
 The scale takes the sign that puts the weight of largest magnitude on code 0: d = extreme / -8, codes by the float32 d.
 Source: ggml, quantize_row_q4_0_ref.
 
-With importance the scale is searched under the weights that ggml's quantize_q4_0 uses, plus a part of their mean:
+With importance the scale is searched under the weights that ggml's quantize_q4_0 uses, made a little more even:
 
-    w = importance * sqrt(mean of x^2 over the row + x^2);  w += 0.2 * mean of w over the block
-    1. for each grid point g: codes = round(x * g / extreme), fitted scale and gain (search.py); the largest gain wins
+    w = importance * sqrt(mean of x^2 over the row + x^2);  w += BLEND * sqrt(mean of x^2 over the row)
+    1. for each grid point g: codes = round(x * g / extreme), fitted scale and gain (search.py); the largest gain wins;
+       then the same with g a little less and a little more than the winner's
     2. d = fp16 of that scale; codes by the fp16 d; fit once more; of the two d's the one of less error is kept
 """
 
@@ -22,12 +23,13 @@ from ...dtypes import Q4_0 as DTYPE
 from ..scheme import Packed, Rows
 from .checks import SEARCH_LIMIT, refuse_non_finite, refuse_overflow, refuse_scales, relative_importance
 from .q8_0 import FP32_MIN
-from .search import Floats, bytes_half, codes, half, half_bytes, reciprocal, signed_extreme, total
+from .search import Floats, bytes_half, codes, half, half_bytes, half_or, reciprocal, signed_extreme, total
 
 __all__ = ["BLEND", "DTYPE", "GRID", "decode", "encode"]
 
 # Where the extreme weight lands: near code -8 with one sign of the scale, near +7 with the other.
 GRID = tuple(np.float32(g / 10) for g in (*range(-89, -68, 2), *range(65, 82, 2)))
+OFFSETS = tuple(np.float32(g) for g in (-0.1, 0.1))
 BLEND = np.float32(0.12)
 
 
@@ -41,22 +43,22 @@ def encode(rows: Rows, importance: Rows | None = None) -> Packed:
     refuse_non_finite(rows)
     blocks = rows.reshape(-1, DTYPE.block)
     if importance is None:
-        d, shifted = _largest(blocks)
+        d, shifted = _largest(blocks, columns)
     else:
         refuse_overflow(rows, SEARCH_LIMIT)
-        d, shifted = _searched(blocks, _weights(rows, relative_importance(importance, columns)))
-    refuse_scales(d, columns, DTYPE.block)
+        d, shifted = _searched(blocks, _weights(rows, relative_importance(importance, columns)), columns)
     nibbles = shifted.astype(np.uint8)
     packed = np.concatenate([half_bytes(d), nibbles[:, :16] | nibbles[:, 16:] << np.uint8(4)], axis=1)
     return packed.reshape(n, width)
 
 
-def _largest(blocks: Floats) -> tuple[Floats, Floats]:
+def _largest(blocks: Floats, columns: int) -> tuple[Floats, Floats]:
     """d and codes + 8 by the weight of largest magnitude, the first of several; an all-zero block has d = -0."""
     index = np.abs(blocks).argmax(axis=1)
     extreme = blocks[np.arange(len(blocks)), index]
     extreme = np.where(extreme == 0, np.float32(0), extreme)
     d = extreme / np.float32(-8)
+    refuse_scales(d, columns, DTYPE.block)
     usable = np.abs(d) >= FP32_MIN
     inverse = np.where(usable, np.float32(1) / np.where(usable, d, np.float32(1)), np.float32(0))
     shifted = np.minimum(np.trunc(blocks * inverse[:, None] + np.float32(8.5)), np.float32(15))
@@ -76,17 +78,22 @@ def _weights(rows: Rows, importance: Rows) -> Floats:
     return weights.reshape(-1, DTYPE.block)
 
 
-def _searched(x: Floats, weights: Floats) -> tuple[Floats, Floats]:
+def _searched(x: Floats, weights: Floats, columns: int) -> tuple[Floats, Floats]:
     """d (float32, on an fp16 number) and codes + 8 of least weighted error over the grid."""
     inverse = reciprocal(signed_extreme(x))
-    best_gain, scale = np.zeros(len(x), np.float32), np.zeros(len(x), np.float32)
+    best, scale, chosen = np.zeros_like(inverse), np.zeros_like(inverse), np.zeros_like(inverse)
     for g in GRID:
         fitted, gain = _fit(x, weights, codes(x * (g * inverse)[:, None], -8, 7))
-        better = gain > best_gain
-        best_gain, scale = np.where(better, gain, best_gain), np.where(better, fitted, scale)
+        better = gain > best
+        best, scale, chosen = np.where(better, gain, best), np.where(better, fitted, scale), np.where(better, g, chosen)
+    for offset in OFFSETS:
+        fitted, gain = _fit(x, weights, codes(x * ((chosen + offset) * inverse)[:, None], -8, 7))
+        better = gain > best
+        best, scale = np.where(better, gain, best), np.where(better, fitted, scale)
+    refuse_scales(scale, columns, DTYPE.block)
     d = half(scale)
     q, error = _exact(x, weights, d)
-    again = half(_fit(x, weights, q)[0])
+    again = half_or(_fit(x, weights, q)[0], d)
     q_again, error_again = _exact(x, weights, again)
     better = error_again < error
     return np.where(better, again, d), np.where(better[:, None], q_again, q) + np.float32(8)

@@ -27,8 +27,8 @@ import numpy as np
 from ...dtypes import Q4_K as DTYPE
 from ..scheme import Packed, Rows
 from . import scales6
-from .checks import SEARCH_LIMIT, refuse_non_finite, refuse_overflow, refuse_scales, relative_importance
-from .search import ONE, TINY, ZERO, Floats, bytes_half, codes, half, half_bytes, reciprocal, total
+from .checks import SEARCH_LIMIT, refuse_scales, refuse_values, relative_importance
+from .search import ONE, TINY, ZERO, Floats, bytes_half, codes, half, half_bytes, half_or, reciprocal, total
 
 __all__ = ["BLEND", "DTYPE", "EDGES", "GRID", "NEIGHBOURS", "decode", "encode"]
 
@@ -49,15 +49,13 @@ def encode(rows: Rows, importance: Rows | None = None) -> Packed:
     """
     n, columns = rows.shape
     width = DTYPE.row_nbytes(columns)
-    refuse_non_finite(rows)
-    refuse_overflow(rows, SEARCH_LIMIT)
+    refuse_values(rows, SEARCH_LIMIT)
     x = rows.reshape(-1, BLOCKS, BLOCK)
     if importance is None:
         weights = _plain_weights(x)
     else:
         weights = _importance_weights(rows, relative_importance(importance, columns))
-    found = _search(x, weights)
-    refuse_scales(np.maximum(found.d, found.dmin), columns, DTYPE.block)
+    found = _search(x, weights, columns)
     q = found.q.astype(np.uint8)
     packed_scales = scales6.pack(found.scales.astype(np.uint8), found.mins.astype(np.uint8))
     nibbles = (q[:, 0::2] | q[:, 1::2] << np.uint8(4)).reshape(-1, DTYPE.block // 2)
@@ -112,15 +110,15 @@ class _Found:
     q: Floats  # [super-blocks, 8, 32]
 
 
-def _search(x: Floats, weights: Floats) -> _Found:
+def _search(x: Floats, weights: Floats, columns: int) -> _Found:
     w = total(weights)
     inverse = reciprocal(w)
     mean = total(weights * x) * inverse
     sums = _Sums(w, inverse, mean, weights * (x - mean[..., None]))
     scale, low = _fit_blocks(x, weights, sums)
-    first = _round_scales(
-        x, weights, sums, scale, low, half(scale.max(axis=1) / SCALE_TOP), half((-low).max(axis=1) / SCALE_TOP)
-    )
+    d, dmin = scale.max(axis=1) / SCALE_TOP, (-low).max(axis=1) / SCALE_TOP
+    refuse_scales(np.maximum(d, dmin), columns, DTYPE.block)
+    first = _round_scales(x, weights, sums, scale, low, half(d), half(dmin))
     second = _round_scales(x, weights, sums, scale, low, *_fit_super(weights, sums, first))
     return _less(second, first)
 
@@ -195,7 +193,7 @@ def _fit_super(weights: Floats, sums: _Sums, found: _Found) -> tuple[Floats, Flo
     d = np.where(both, (ax * bb - bx * ab) * inverse, ax * reciprocal(aa))
     dmin = np.where(both, (ax * ab - bx * aa) * inverse, found.dmin)
     sound = (d > TINY) & (dmin >= ZERO)
-    return half(np.where(sound, d, found.d)), half(np.where(sound, dmin, found.dmin))
+    return half_or(np.where(sound, d, found.d), found.d), half_or(np.where(sound, dmin, found.dmin), found.dmin)
 
 
 def _less(a: _Found, b: _Found) -> _Found:

@@ -28,8 +28,8 @@ import numpy as np
 
 from ...dtypes import Q6_K as DTYPE
 from ..scheme import Packed, Rows
-from .checks import SEARCH_LIMIT, refuse_non_finite, refuse_overflow, refuse_scales, relative_importance
-from .search import ONE, ZERO, Floats, bytes_half, codes, half, half_bytes, reciprocal, signed_extreme, total
+from .checks import SEARCH_LIMIT, refuse_scales, refuse_values, relative_importance
+from .search import ONE, ZERO, Floats, bytes_half, codes, half, half_bytes, half_or, reciprocal, signed_extreme, total
 
 __all__ = ["BLEND", "DTYPE", "GRID", "NEIGHBOURS", "TOPS", "decode", "encode"]
 
@@ -37,7 +37,7 @@ BLOCK, BLOCKS = 16, 16
 
 # Where the extreme weight lands: near code -32 with one sign of the scale, near 31 with the other.
 GRID = tuple(np.float32(g) for g in (-33.0, -32.6, -32.2, -31.8, -31.4, -31.0, -30.6, 30.2, 30.6, 31.0, 31.4, 31.8))
-TOPS = tuple(np.float32(t) for t in (-128, -124))
+TOPS = tuple(np.float32(t) for t in (-128, -124))  # falling in magnitude: the last one's d is the largest
 NEIGHBOURS = tuple(np.float32(k) for k in (-1, 0, 1))
 BLEND = np.float32(0.2)
 
@@ -49,8 +49,7 @@ def encode(rows: Rows, importance: Rows | None = None) -> Packed:
     """
     n, columns = rows.shape
     width = DTYPE.row_nbytes(columns)
-    refuse_non_finite(rows)
-    refuse_overflow(rows, SEARCH_LIMIT)
+    refuse_values(rows, SEARCH_LIMIT)
     x = rows.reshape(-1, BLOCKS, BLOCK)
     if importance is None:
         squares = x * x
@@ -58,8 +57,7 @@ def encode(rows: Rows, importance: Rows | None = None) -> Packed:
     else:
         evened = relative_importance(importance, columns) + BLEND
         weights = np.broadcast_to(evened, rows.shape).reshape(x.shape)
-    found = _search(x, weights)
-    refuse_scales(found.d, columns, DTYPE.block)
+    found = _search(x, weights, columns)
     low, high = _split((found.q + np.float32(32)).astype(np.uint8))
     scales = found.scales.astype(np.int8).view(np.uint8)
     return np.concatenate([low, high, scales, half_bytes(found.d)], axis=1).reshape(n, width)
@@ -96,9 +94,10 @@ class _Found:
     q: Floats  # [super-blocks, 16, 16]
 
 
-def _search(x: Floats, weights: Floats) -> _Found:
+def _search(x: Floats, weights: Floats, columns: int) -> _Found:
     scale = _fit_blocks(x, weights)
     largest = signed_extreme(scale)
+    refuse_scales(largest * (ONE / TOPS[-1]), columns, DTYPE.block)
     found = _under_top(x, weights, scale, largest, TOPS[0])
     for t in TOPS[1:]:
         found = _less(_under_top(x, weights, scale, largest, t), found)
@@ -149,7 +148,7 @@ def _fit_super(x: Floats, weights: Floats, found: _Found) -> Floats:
     cross = total(found.scales * total(wq * x))
     squares = total(found.scales * found.scales * total(wq * found.q))
     d = cross * reciprocal(squares)
-    return half(np.where(d != ZERO, d, found.d))
+    return half_or(np.where(d != ZERO, d, found.d), found.d)
 
 
 def _less(a: _Found, b: _Found) -> _Found:

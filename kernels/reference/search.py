@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 
 TINY = np.float32(1e-30)  # far below fp16's smallest number: anything less is as good as zero
+HALF_OVERFLOW = np.float32(65520.0)  # the least number that fp16 rounds to infinity
 ZERO, ONE = np.float32(0), np.float32(1)
 
 
@@ -42,9 +43,15 @@ def codes(values: Floats, low: int, high: int) -> Floats:
 
 
 def half(values: Floats) -> Floats:
-    """Round to the nearest fp16 number, half to even, and come back to float32; too large becomes infinite."""
-    with np.errstate(over="ignore"):
-        return values.astype(np.float16).astype(np.float32)
+    """The nearest fp16 number, half to even, as float32; below `HALF_OVERFLOW`."""
+    return values.astype(np.float16).astype(np.float32)
+
+
+def half_or(values: Floats, otherwise: Floats) -> Floats:
+    """`half`, and `otherwise` where a value is too large for fp16."""
+    fits = np.abs(values) < HALF_OVERFLOW
+    result: Floats = np.where(fits, half(np.where(fits, values, ZERO)), otherwise)
+    return result
 
 
 def signed_extreme(values: Floats) -> Floats:

@@ -196,7 +196,7 @@ MALFORMED = {
     "a product that wraps": PROTO + tensor(storage(), 0, (1 << 32, 1 << 32), (1, 1)) + b".",
     "an expansion without end": PROTO + tensor(storage(), 0, (1 << 40, 1 << 40), (0, 0)) + b".",
     "strides of another length": PROTO + tensor(storage(), 0, (2, 3), (1,)) + b".",
-    "65 dimensions": PROTO + tensor(storage(), 0, (1,) * 65, (1,) * 65) + b".",
+    "9 dimensions": PROTO + tensor(storage(), 0, (1,) * 9, (1,) * 9) + b".",
     "a pending negation": PROTO + tensor(storage(), 0, (2,), (1,), b"}" + text("neg") + b"\x88s") + b".",
     "too few arguments": PROTO + named("torch._utils", "_rebuild_tensor_v2") + b")R.",
     "a tensor of complex numbers": PROTO + tensor(storage("ComplexFloatStorage"), 0, (2,), (1,)) + b".",
@@ -228,13 +228,39 @@ BOMBS = {
     "a dict in itself": (PROTO + b"}q\x00" + text("a") + b"h\x00s.", "holds itself"),
     "full stack": (PROTO + b"N" * (STACK + 1) + b".", "values on its stack"),
     "full stack of lists": (PROTO + b"]" * (STACK + 1) + b".", "values on its stack"),
-    "endless opcodes": (PROTO + b"N" + b"q\x00" * OPCODES + b".", "more than 500000 opcodes"),
-    "endless dicts": (PROTO + b"]" + b"}a" * (OPCODES // 2) + b".", "more than 500000 opcodes"),
+    "endless opcodes": (PROTO + b"N" + b"q\x00" * OPCODES + b".", "more than 400000 opcodes"),
+    "endless dicts": (PROTO + b"]" + b"}a" * (OPCODES // 2) + b".", "more than 400000 opcodes"),
     "endless memo": (
         PROTO + b"N" + b"".join(b"r" + struct.pack("<I", i) for i in range(MEMO + 1)) + b".",
         "memo entry",
     ),
-    "too large": (PROTO + bytes(PICKLE_NBYTES), "at most 8388608"),
+    "too large": (PROTO + bytes(PICKLE_NBYTES), "at most 4194304"),
+    "endless tensors": (
+        PROTO
+        + b"("
+        + named("torch._utils", "_rebuild_tensor_v2")
+        + b"q\x01("
+        + storage()
+        + b"K\x00"
+        + 2 * numbers(*[1] * 8)
+        + b"\x89}tq\x00"
+        + b"h\x01h\x00R" * (OPCODES // 3),
+        "more than 45000 objects",
+    ),
+    "a dozen things at once": (
+        PROTO
+        + b"".join(b"(" + text("a" * 60_000 + "\U0001f600") for _ in range(50))
+        + b"("
+        + b"}q\x00" * 40_000
+        + b"t"
+        + b"("
+        + b"]" * 90_000
+        + b"t"
+        + b"("
+        + b"}" * 90_000
+        + b"t",
+        "without STOP",
+    ),
     "a wide string": (PROTO + text("a" * (PICKLE_NBYTES - 20) + "\U0001f600") + b"(.", "empty stack"),
     "shared tuples as a key": (PROTO + b")q\x00" + b"h\x00\x86q\x00" * 60 + b"}h\x00Ns.", "dict key"),
 }
@@ -248,19 +274,22 @@ def test_bombs_are_refused(bomb):
 
 
 BOMB_SQUAD = """
-import resource, sys
+import sys
 from pathlib import Path
 from smelt.errors import FormatError
 from smelt.formats.opcodes import read_pickle
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak():  # of this program's own memory: getrusage would start from the parent's
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) >> 10
+before = peak()
 for path in map(Path, sys.argv[1:]):
     try:
         read_pickle(path.read_bytes(), path.name)
     except FormatError:
-        print(path.name, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+        print(path.name, peak() - before)
 """
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of resident memory from /proc")
 def test_bombs_take_less_than_64_mib(tmp_path):
     for name, (program, _) in BOMBS.items():
         (tmp_path / name.replace(" ", "_")).write_bytes(program)
@@ -268,7 +297,7 @@ def test_bombs_take_less_than_64_mib(tmp_path):
     done = subprocess.run([sys.executable, "-P", "-c", BOMB_SQUAD, *paths], capture_output=True, text=True, check=True)
     mebibytes = {name: int(value) for name, value in map(str.split, done.stdout.splitlines())}
     assert len(mebibytes) == len(BOMBS)
-    assert max(mebibytes.values()) < 64, mebibytes
+    assert 4 < max(mebibytes.values()) < 64, mebibytes
 
 
 SEED = PROTO + b"}(" + text("norm") + tensor(storage(), 1, (2, 2), (2, 1)) + text("step") + b"M\x01\x02" + b"u."
@@ -373,7 +402,8 @@ def test_an_inert_object_that_holds_itself_is_refused():
 
 def test_the_package_names_no_unpickler():
     root = Path(smelt.__file__).parent
-    sources = [path for path in root.rglob("*.py") if path.relative_to(root).parts[0] not in ("tests", "build")]
+    rooms = ("formats", "kernels", "convert", "quantize", "validate")
+    sources = [*root.glob("*.py"), *(path for room in rooms for path in (root / room).rglob("*.py"))]
     assert len(sources) > 10
     for path in sources:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

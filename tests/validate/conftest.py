@@ -15,6 +15,7 @@ from smelt.dtypes import BF16, F16, F32, DType
 from transformers import LlamaConfig, LlamaForCausalLM
 
 VOCABULARY = 300
+torch.set_num_threads(1)  # matrices this small only wait for one another on two threads
 
 
 class ByteTokenizer(Tokenizer):

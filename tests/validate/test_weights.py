@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from smelt.validate import weights
+from smelt.validate.weights import compare_weights, listed, same_dtype
+
+NAME = "model.layers.1.mlp.up_proj.weight"
+
+
+def only(tiny: Any, other: Any) -> Any:
+    drift = compare_weights(tiny.model(), [other.model()])[0]
+    return next(tensor for tensor in drift.tensors if tensor.name == NAME)
+
+
+@pytest.mark.parametrize("slab", [64, 1000, 1 << 19])
+def test_slabs_give_the_numbers_of_the_whole_tensor(tiny: Any, monkeypatch: pytest.MonkeyPatch, slab: int) -> None:
+    monkeypatch.setattr(weights, "SLAB", slab)
+    noisy = tiny.noisy(0.1)
+    a, b = (each.weights[NAME].astype(np.float64) for each in (tiny, noisy))
+    found = only(tiny, noisy)
+    assert found.relative_error == pytest.approx(np.linalg.norm(a - b) / np.linalg.norm(a))
+    assert found.cosine == pytest.approx((a * b).sum() / np.linalg.norm(a) / np.linalg.norm(b))
+    assert found.max_error == pytest.approx(np.abs(a - b).max())
+    assert found.sqnr_db == pytest.approx(20.0, abs=1.0)
+
+
+def test_an_equal_tensor_has_no_error_and_no_noise(tiny: Any) -> None:
+    found = only(tiny, tiny)
+    assert (found.relative_error, found.cosine, found.max_error, found.sqnr_db) == (0.0, 1.0, 0.0, None)
+
+
+def test_a_scaled_tensor_is_seen_though_its_cosine_is_one(tiny: Any) -> None:
+    doubled = tiny.copy()
+    doubled.weights[NAME] *= 2
+    found = only(tiny, doubled)
+    assert found.relative_error == pytest.approx(1.0)
+    assert found.cosine == pytest.approx(1.0)
+    assert not found.is_zero
+
+
+def test_zeros_where_the_reference_has_zeros_are_no_damage(tiny: Any) -> None:
+    empty = tiny.copy()
+    empty.weights[NAME][:] = 0
+    assert only(tiny, empty).is_zero
+    assert only(empty, empty).relative_error == 0.0
+    assert only(empty, tiny).relative_error == np.inf
+
+
+def test_several_threads_give_the_same_numbers_in_the_same_order(tiny: Any) -> None:
+    noisy = tiny.noisy(0.1)
+    assert compare_weights(tiny.model(), [noisy.model()], 4) == compare_weights(tiny.model(), [noisy.model()], 1)
+
+
+def test_a_tensor_that_is_new_is_a_problem(tiny: Any) -> None:
+    more = tiny.copy()
+    more.weights["model.extra.weight"] = np.ones(3, np.float32)
+    assert compare_weights(tiny.model(), [more.model()])[0].problems == ("model.extra.weight is not in the reference",)
+
+
+def test_the_dtype_is_the_same_only_where_every_matrix_agrees(tiny: Any) -> None:
+    from smelt.dtypes import F16
+
+    assert same_dtype(tiny.model(), tiny.model())
+    assert not same_dtype(tiny.model(), tiny.model(F16))
+
+
+def test_long_lists_are_cut_and_counted() -> None:
+    assert listed(["a", "b"]) == "a, b"
+    assert listed([str(i) for i in range(11)]).endswith("6, 7 and 3 more")
