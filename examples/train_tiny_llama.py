@@ -274,7 +274,7 @@ def write(folder: Path, model: Llama, tokenizer: bytes, held_out: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, metavar="OUT_FOLDER")
-    parser.add_argument("--steps", type=int, default=550, help="optimizer steps (default %(default)s)")
+    parser.add_argument("--steps", type=int, default=600, help="optimizer steps (default %(default)s)")
     options = parser.parse_args()
     torch.manual_seed(SEED)
     training, held_out = split_texts(library_files())

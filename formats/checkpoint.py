@@ -49,7 +49,7 @@ class SourceFile:
 
     def read_into(self, buffer: Bytes, offset: int) -> None:
         """Fill `buffer` (contiguous) from byte `offset`; FormatError where the file ends first."""
-        view = memoryview(buffer).cast("B")
+        view = buffer.data.cast("B")
         done = 0
         while done < len(view):
             try:

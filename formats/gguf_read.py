@@ -21,8 +21,8 @@ from .gguf_types import SCALARS, GGUFArray, GGUFValue, padded
 from .sniff import expect
 
 FIRST_READ = 1 << 20  # bytes; a header that is longer is read in doubling steps
-HEADER_CAP = 1 << 28  # bytes; a vocabulary of 256 k tokens with its merges takes 16 MiB
-COUNT_CAP = 1 << 30  # elements of an array, as ggml
+HEADER_CAP = 1 << 27  # bytes; a vocabulary of 256 k tokens with its merges takes 16 MiB
+STRINGS_CAP = 1 << 22  # strings of an array; each costs 8 bytes of `starts`, even where the file is sparse
 STRIDE = 4096  # strings walked between two checks
 SMALLEST_PAIR = 8 + 1 + 4 + 1  # bytes: a key of one letter with a u8
 SMALLEST_TENSOR = 8 + 1 + 4 + 8 + 4 + 8
@@ -54,11 +54,12 @@ class Header:
         self.prefetch(nbytes)
 
     def prefetch(self, nbytes: int) -> None:
-        """Have `nbytes` bytes from the position on in `content`, or as many as there are."""
+        """Have `nbytes` bytes from the position on in `content`, or as many as the file and the cap allow."""
         end = self.position + nbytes
-        if end > len(self.content):
-            more = min(max(end, 2 * len(self.content)), self.file.nbytes)
-            self.content += self.file.read(len(self.content), more - len(self.content))
+        have = len(self.content)
+        more = min(max(end, 2 * have), self.file.nbytes, HEADER_CAP)
+        if have < min(end, more):
+            self.content += self.file.read(have, more - have)
 
     def take(self, nbytes: int, what: str) -> bytes:
         """The next `nbytes` bytes."""
@@ -161,9 +162,9 @@ def _read_array(header: Header, key: str, element_type: str) -> GGUFArray:
     where = f"{header.file.path}: {key}"
     size = 8 if element_type == "string" else SCALARS[element_type].size
     count = header.count(size, key)
-    if count > COUNT_CAP:
-        raise header.fail(f"{key} has {count} elements, at most {COUNT_CAP} are allowed")
     if element_type == "string":
+        if count > STRINGS_CAP:
+            raise header.fail(f"{key} has {count} strings, at most {STRINGS_CAP} are allowed")
         begin = header.position
         starts = _walk_strings(header, key, count)
         return GGUFArray(element_type, header.content[begin : header.position], starts, where)

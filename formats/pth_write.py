@@ -21,11 +21,12 @@ from dataclasses import dataclass
 from ..dtypes import Shape
 from ..errors import UsageError
 from .checkpoint import FileLayout, TensorSpec
+from .opcodes import PICKLE_NBYTES
 from .stored_zip import CENTRAL, DESCRIPTORS, END, END64, EXTRA_ZIP64, FLAG_DESCRIPTOR, FLAG_UTF8, LOCAL, LOCATOR, MAX32
 from .torch_records import STORAGES, TORCH_DTYPES, UNTYPED, Global
 
 ALIGNMENT = 64
-ENTRIES_MAX = 32_768  # what open_pth reads back
+TENSORS = 10_000  # what `opcodes` reads back, whatever their shapes
 STORAGE_OF = {dtype: kind for kind, dtype in STORAGES.items() if dtype is not None}
 TORCH_DTYPE_OF = {dtype: kind for kind, dtype in TORCH_DTYPES.items()}
 CRC_POLYNOMIAL = 0xEDB88320  # bit-reversed: bit 31 is x**0
@@ -113,10 +114,15 @@ def _place(tensors: Sequence[TensorSpec], stem: str) -> list[_Entry]:
     """Everything in torch.save's order: the pickle, what describes the format, the storages, the version."""
     if not stem.isprintable() or stem in ("", ".", "..") or "/" in stem or "\\" in stem:
         raise UsageError(f"{ascii(stem)[:80]} cannot name the folder inside a .pth: give a plain file name")
-    if len({spec.name for spec in tensors}) != len(tensors) or len(tensors) > ENTRIES_MAX - 8:
-        raise UsageError(f"{stem}.pth: {len(tensors)} tensors, some of one name or more than {ENTRIES_MAX - 8}")
+    if len({spec.name for spec in tensors}) != len(tensors):
+        raise UsageError(f"{stem}.pth: two tensors of one name: rename one of them")
+    pickled = _pickle(tensors)
+    if len(tensors) > TENSORS or len(pickled) > PICKLE_NBYTES:
+        raise UsageError(
+            f"{stem}.pth: {len(tensors)} tensors, at most {TENSORS} with short names are read: use more shards"
+        )
     contents: list[tuple[str, bytes | int]] = [
-        ("data.pkl", _pickle(tensors)),
+        ("data.pkl", pickled),
         (".format_version", b"1"),
         (".storage_alignment", b"%d" % ALIGNMENT),
         ("byteorder", b"little"),

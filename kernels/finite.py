@@ -6,12 +6,14 @@ comparison: bits << 1 >= exponent mask << 1.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from ..dtypes import DType
 from .scheme import Packed
 
-_WORDS = {
+_WORDS: dict[str, tuple[type[np.unsignedinteger[Any]], int]] = {
     "F64": (np.uint64, 0x7FF0 << 48),
     "F32": (np.uint32, 0x7F80 << 16),
     "F16": (np.uint16, 0x7C00),
@@ -25,5 +27,5 @@ def count_nonfinite(dtype: DType, packed: Packed) -> int:
         return 0
     word, mask = _WORDS[dtype.name]
     shifted = np.left_shift(packed.view(word), 1)
-    limit = word(mask << 1 & np.iinfo(word).max)
-    return 0 if shifted.max() < limit else int(np.count_nonzero(shifted >= limit))
+    limit = mask << 1 & (1 << 8 * dtype.nbytes) - 1
+    return 0 if int(shifted.max()) < limit else int(np.count_nonzero(shifted >= limit))

@@ -113,10 +113,18 @@ def test_a_pickle_that_runs_code_is_named_and_never_run(tmp_path: Path) -> None:
     assert not canary.exists()
 
 
-def test_a_folder_that_cannot_be_written_exits_with_4(model: Path, tmp_path: Path) -> None:
-    if not Path("/proc/version").exists():
-        pytest.skip("needs a file system that refuses writes even to root, such as Linux's /proc")
-    assert "cannot be written" in one_line(smelt("convert", model, "/proc/m.gguf", *OPTION), 4)
+def test_a_disk_that_refuses_exits_with_4_and_leaves_nothing(model: Path, tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource", reason="file size limits are a Unix matter")
+    words = [sys.executable, "-P", "-m", "smelt", "convert", str(model), str(tmp_path / "m.gguf"), *OPTION]
+    found = subprocess.run(
+        words,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000)),
+    )
+    assert "cannot be written" in one_line(found, 4)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_names_from_a_file_cannot_steer_the_terminal(tmp_path: Path) -> None:

@@ -168,7 +168,7 @@ def test_the_bundled_model_has_the_perplexity_that_its_readme_states(tiny_llama:
     logits = meta_forward(state, params, tokens, torch.float32)[:, context // 2 : -1]
     losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, context // 2 + 1 :].flatten())
     assert losses.exp().item() == pytest.approx(perplexity, abs=2e-3)
-    assert perplexity < 30
+    assert perplexity < 40  # chance is 1024
 
 
 def test_the_bundled_models_checklist_holds(tiny_llama: Path) -> None:

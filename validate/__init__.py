@@ -5,7 +5,7 @@
     head       final states -> nll, KLD, argmax per token       drift    their statistics, with intervals (bootstrap)
     weights    every tensor against the reference's             gates    how much is too much
     report     what was found, as values and as JSON            terminal the same for the eye
-    run        measure_perplexity, validate, validate_paths
+    run        measure_perplexity, validate
 
 Importing this package is cheap; `run`, `stream`, `replay` and `head` import torch.
 """

@@ -100,7 +100,10 @@ def tensors_gate(weights: WeightsDrift) -> Gate:
     worst = max(damaged or measured, key=_beyond, default=None)
     limit = tensor_limit(worst) if worst is not None else None
     value = worst.relative_error if worst is not None else None
-    good = f"{len(measured)} tensors within what their types lose; the worst is {worst.name}" if worst else "no tensors"
+    if worst is None or not worst.relative_error:
+        good = f"{len(measured)} tensors, all equal to the reference's"
+    else:
+        good = f"{len(measured)} tensors within what their types lose; the worst is {worst.name}"
     return Gate("tensors", limit, value, not told, listed(told) or good)
 
 

@@ -10,22 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from ..convert.model import Model
-from ..convert.options import OpenOptions
 from ..convert.tokenizer import Tokenizer
 from ..errors import InputError, NonFiniteError, UsageError
 from .bootstrap import interval
 from .drift import Drift, LayerCosine, TokenScores, drift, perplexity
-from .gates import Gate, Limits, default_limits, drift_gates, finite_gate, tensors_gate, tokenizer_gate
+from .gates import Gate, default_limits, drift_gates, finite_gate, tensors_gate, tokenizer_gate
 from .head import score
 from .options import ValidateOptions
 from .progress import Progress, silent
-from .protocols import Protocol, Window, encode, text_digest, token_digest, windows
-from .protocols import protocol as protocol_named
+from .protocols import Protocol, Window, encode, protocol, text_digest, token_digest, windows
 from .report import CandidateResult, Evaluation, PerplexityResult, Reference, ValidationReport
 from .stream import Stream, run_layers
 from .weights import WeightsDrift, compare_weights, same_dtype
@@ -84,30 +81,9 @@ def validate(
     return ValidationReport(asked, held, results)
 
 
-def validate_paths(
-    reference: Path,
-    candidates: Sequence[Path],
-    text: str,
-    *,
-    protocol: str,
-    n_ctx: int | None,
-    chunks: int | None,
-    limits: Limits | None,
-    options: OpenOptions | None,
-    threads: int,
-    progress: Progress | None,
-) -> ValidationReport:
-    """`validate` for models that lie at these paths; `options` say how to open them, the rest is ValidateOptions'."""
-    from ..convert.open import open_model
-
-    subjects = [Subject(str(path), open_model(path, options)) for path in (reference, *candidates)]
-    how = ValidateOptions(protocol, n_ctx, chunks, limits or Limits(), threads=threads)
-    return validate(subjects[0], subjects[1:], text, how, progress or silent)
-
-
 def _question(subject: Subject, text: str, options: ValidateOptions) -> tuple[list[int], list[Window], Evaluation]:
     """(ids of the whole text, windows to run, what to say of them)."""
-    how = protocol_named(options.protocol, options.n_ctx)
+    how = protocol(options.protocol, options.n_ctx)
     _check_context(subject, how)
     tokenizer = _tokenizer(subject)
     ids = encode(tokenizer, text)

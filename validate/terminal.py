@@ -44,7 +44,7 @@ def _candidate(found: CandidateResult) -> list[str]:
 
 def _drift(drift: Drift) -> list[str]:
     kld, shift = drift.kld, drift.target_shift
-    change = Interval(*(None if end is None else math.expm1(end) for end in _ends(drift.delta_ln_ppl)))  # type: ignore[arg-type]
+    change = _as_change(drift.delta_ln_ppl)
     return [
         f"  perplexity      {_number(drift.perplexity)}   change {change.mean:+.3%}{_range(change, '+.3%')}",
         f"  ln PPL change   {drift.delta_ln_ppl.mean:+.6f}{_range(drift.delta_ln_ppl, '+.6f')}",
@@ -56,8 +56,10 @@ def _drift(drift: Drift) -> list[str]:
     ]
 
 
-def _ends(interval: Interval) -> tuple[float, float | None, float | None]:
-    return interval.mean, interval.low, interval.high
+def _as_change(logarithm: Interval) -> Interval:
+    """d ln PPL -> the fraction that perplexity changes by."""
+    low, high = (None if end is None else math.expm1(end) for end in (logarithm.low, logarithm.high))
+    return Interval(math.expm1(logarithm.mean), low, high)
 
 
 def _range(interval: Interval, form: str) -> str:
@@ -70,16 +72,16 @@ def _layers(layers: tuple[LayerCosine, ...]) -> list[str]:
     worst = min(range(len(layers)), key=lambda index: layers[index].mean)
     bars = "".join(_bar(layer.mean) for layer in layers)
     rows = textwrap.wrap(f"|{bars}|", WIDTH - 20, drop_whitespace=False)
-    said = f"lowest {layers[worst].mean:.6f} after layer {worst}; the last {layers[-1].mean:.6f}"
+    said = f"lowest {layers[worst].mean:.6f} after layer {worst}, last {layers[-1].mean:.6f}"
     return [
         f"  layer cosine    {rows[0]}",
         *(f"                  {row}" for row in rows[1:]),
-        f"                  {said} (bar: ▁ 1e-7, ▄ 1e-4, █ 1 away from 1)",
+        f"                  {said}  (away by ▁ 1e-8 ▄ 1e-5 █ 0.1)",
     ]
 
 
 def _bar(cosine: float) -> str:
-    """One decade of 1 - cosine for each step of the bar: blank below 1e-7, full from 0.1 on."""
+    """One decade of 1 - cosine for each step of the bar: blank below 1e-8, full from 0.1 on."""
     away = 1 - cosine
     return BARS[0] if away < 1e-8 else BARS[min(8, max(1, 9 + math.floor(math.log10(away))))]
 
@@ -92,7 +94,7 @@ def _tensor(tensor: TensorDrift) -> str:
 
 
 def _row(name: str, *values: str) -> str:
-    return f"{name:<58}" + "".join(f"{value:>10} " for value in values).rstrip()
+    return f"{name:<57}" + "".join(f"{value:>10} " for value in values).rstrip()
 
 
 def _wrapped(start: str, text: str) -> list[str]:

@@ -27,6 +27,7 @@ SLAB = 1 << 19  # weights compared at once: 2 MiB of float32, so that the float6
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 UNRELATED = 0.8  # relative error from which on it is worth asking whether the tensor is another one of the reference's
 TWIN = 0.5  # relative error to another tensor of the reference below which the two are told to be the same
+TWINS_SOUGHT = 16  # where more tensors are unrelated it is another model, and each search reads a slab per layer
 LISTED = 8  # names in one line; the count says how many more
 
 
@@ -54,7 +55,7 @@ class TensorDrift:
         """Signal to quantization noise; None where the tensors are equal, or one of the two is not a signal."""
         if not self.relative_error or not math.isfinite(self.relative_error):
             return None
-        return -20 * math.log10(self.relative_error)
+        return 20 * math.log10(1 / self.relative_error)
 
     @property
     def is_zero(self) -> bool:
@@ -119,7 +120,7 @@ def compare_weights(
                     found[index].append(drift)
             progress(done + 1, len(theirs), name)
     return [
-        WeightsDrift(tuple(_with_twin(drift, own, theirs) for drift in drifts), _problems(theirs, own))
+        WeightsDrift(_with_twins(drifts, own, theirs), _problems(theirs, own))
         for drifts, own in zip(found, ours, strict=True)
     ]
 
@@ -212,22 +213,29 @@ def _count_nonfinite(rows: Rows) -> int:
     return int(rows.size - np.count_nonzero(np.isfinite(rows)))
 
 
-def _with_twin(
-    drift: TensorDrift, candidate: Mapping[str, LazyTensor], reference: Mapping[str, LazyTensor]
-) -> TensorDrift:
-    """Ask of a tensor that has nothing to do with its namesake whether it is another one's: swapped layers, for one."""
-    if drift.relative_error is None or drift.relative_error < UNRELATED or drift.is_zero:
-        return drift
-    tensor = candidate[drift.name]
+def _with_twins(
+    drifts: Sequence[TensorDrift], candidate: Mapping[str, LazyTensor], reference: Mapping[str, LazyTensor]
+) -> tuple[TensorDrift, ...]:
+    """Ask of tensors that have nothing to do with their namesakes whose they are: swapped layers, for one."""
+    lost = [d.name for d in drifts if d.relative_error is not None and d.relative_error >= UNRELATED and not d.is_zero]
+    sought = lost if len(lost) <= TWINS_SOUGHT else ()
+    return tuple(
+        replace(drift, resembles=_twin(candidate[drift.name], reference)) if drift.name in sought else drift
+        for drift in drifts
+    )
+
+
+def _twin(tensor: LazyTensor, reference: Mapping[str, LazyTensor]) -> str | None:
+    """The reference's tensor that this one is by its first rows."""
     stop = min(tensor.matrix_shape[0], max(1, SLAB // max(1, tensor.matrix_shape[1])))
     rows = tensor.read_float32(0, stop)
     for name, other in reference.items():
-        if name != drift.name and other.shape == tensor.shape:
+        if name != tensor.name and other.shape == tensor.shape:
             total = _Sums()
             total.add(other.read_float32(0, stop), rows)
             if total.relative_error < TWIN:
-                return replace(drift, resembles=name)
-    return drift
+                return name
+    return None
 
 
 def listed(names: Sequence[str]) -> str:

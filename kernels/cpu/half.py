@@ -21,8 +21,8 @@ REBIAS = np.uint32((127 - 15) << 23)
 ONE, BITS13, BITS16 = np.uint32(1), np.uint32(13), np.uint32(16)
 HALF_SIGN, HALF_MAGNITUDE, HALF_INFINITY = np.uint32(0x8000), np.uint32(0x7FFF), np.uint32(0x7C00)
 ROUND13, ROUND16 = np.uint32(0xFFF), np.uint32(0x7FFF)
-HALF_OVERFLOW = np.uint32(0x477FF000)  # 65520.0: from here on fp16 rounds to infinity
 SMALLEST_NORMAL, SMALLEST_NORMAL_BITS = np.float32(2.0**-14), np.uint32((127 - 14) << 23)
+HALF_LIMIT, HALF_OVERFLOW_BITS = np.float32(65520.0), np.uint32(0x477FF000)  # from here on fp16 rounds to infinity
 PUSH, PUSH_BITS = np.float32(0.5), np.uint32((127 - 1) << 23)  # the last fraction bit of 0.5 is 2^-24, fp16's least
 
 
@@ -34,7 +34,8 @@ def widen_half(bits: np.uint32) -> np.float32:
     subnormal = np.float32(np.uint32(magnitude + SMALLEST_NORMAL_BITS).view(np.float32) - SMALLEST_NORMAL)
     result = np.uint32(magnitude + REBIAS) if exponent != np.uint32(0) else subnormal.view(np.uint32)
     result = np.uint32(magnitude | INFINITY) if exponent == HALF_INFINITY else np.uint32(result)
-    return np.uint32(result | np.uint32(bits & HALF_SIGN) << BITS16).view(np.float32)
+    value: np.float32 = np.uint32(result | np.uint32(bits & HALF_SIGN) << BITS16).view(np.float32)
+    return value
 
 
 @jit
@@ -46,8 +47,9 @@ def narrow_half(value: np.float32) -> np.uint32:
     normal = np.uint32(np.uint32(magnitude - REBIAS + ROUND13 + odd) >> BITS13)
     pushed = np.float32(np.uint32(magnitude).view(np.float32) + PUSH)
     result = np.uint32(pushed.view(np.uint32) - PUSH_BITS) if magnitude < SMALLEST_NORMAL_BITS else normal
-    result = HALF_INFINITY if magnitude >= HALF_OVERFLOW else np.uint32(result)
-    return np.uint32(result | np.uint32(bits & SIGN) >> BITS16)
+    result = HALF_INFINITY if magnitude >= HALF_OVERFLOW_BITS else np.uint32(result)
+    narrowed: np.uint32 = np.uint32(result | np.uint32(bits & SIGN) >> BITS16)
+    return narrowed
 
 
 @jit
@@ -60,4 +62,5 @@ def round_half(value: np.float32) -> np.float32:
 def narrow_bfloat(bits: np.uint32) -> np.uint32:
     """float32 bits, finite -> bf16 bits; too large becomes infinity."""
     odd = np.uint32(np.uint32(bits >> BITS16) & ONE)
-    return np.uint32(np.uint32(bits + ROUND16 + odd) >> BITS16)
+    narrowed: np.uint32 = np.uint32(np.uint32(bits + ROUND16 + odd) >> BITS16)
+    return narrowed

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from functools import cache
 from hashlib import blake2b
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numba
 
@@ -25,17 +25,18 @@ Kernel = TypeVar("Kernel", bound=Callable[..., object])
 
 def jit(function: Kernel) -> Kernel:
     """Compile `function` on its first call."""
-    compile_ = numba.njit(nogil=True, fastmath=False, error_model="numpy", cache=False)
-    compiled: Kernel = compile_(function)
-    folder = numba.config.CACHE_DIR or _cache_folder()
+    config: Any = numba.config
+    compiled: Any = numba.njit(nogil=True, fastmath=False, error_model="numpy")(function)
+    before = config.CACHE_DIR
+    folder = before or _cache_folder()
     if folder:
-        before = numba.config.CACHE_DIR
-        numba.config.CACHE_DIR = folder
+        config.CACHE_DIR = folder  # read by enable_caching, and other users of numba must not see it
         try:
-            compiled.enable_caching()  # type: ignore[attr-defined]
+            compiled.enable_caching()
         finally:
-            numba.config.CACHE_DIR = before
-    return compiled
+            config.CACHE_DIR = before
+    kernel: Kernel = compiled
+    return kernel
 
 
 @cache

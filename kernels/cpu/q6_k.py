@@ -9,10 +9,9 @@ from ...dtypes import Q6_K as DTYPE
 from ..reference.checks import SEARCH_LIMIT, refuse_scale, refuse_values, relative_importance
 from ..reference.q6_k import BLEND, GRID, NEIGHBOURS, TOPS
 from ..scheme import Packed, Rows
-from .half import narrow_half, round_half, widen_half
+from .half import HALF_LIMIT, narrow_half, round_half, widen_half
 from .jit import jit
 from .tile import (
-    HALF_LIMIT,
     ONE,
     SOUND,
     VALUE_REFUSED,
@@ -70,9 +69,23 @@ def decode(packed: Packed) -> Rows:
 
 @jit
 def _encode(blocks: Floats, bits: Bits, importance: Floats, packed: Bytes) -> int:
-    x, w, q = np.empty((BLOCK, LANES), np.float32), np.empty((BLOCK, LANES), np.float32), np.empty((BLOCK, LANES), np.uint8)
-    scale, scales, tried, near = np.empty(LANES, np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.float32)
-    d, d_tried, error, error_tried = np.empty(COUNT, np.float32), np.empty(COUNT, np.float32), np.empty(COUNT, np.float32), np.empty(COUNT, np.float32)
+    x, w, q = (
+        np.empty((BLOCK, LANES), np.float32),
+        np.empty((BLOCK, LANES), np.float32),
+        np.empty((BLOCK, LANES), np.uint8),
+    )
+    scale, scales, tried, near = (
+        np.empty(LANES, np.float32),
+        np.empty(LANES, np.float32),
+        np.empty(LANES, np.float32),
+        np.empty(LANES, np.float32),
+    )
+    d, d_tried, error, error_tried = (
+        np.empty(COUNT, np.float32),
+        np.empty(COUNT, np.float32),
+        np.empty(COUNT, np.float32),
+        np.empty(COUNT, np.float32),
+    )
     largest = np.empty(COUNT, np.float32)
     overflowed = SOUND
     for first in range(0, blocks.shape[0], COUNT):
@@ -86,19 +99,14 @@ def _encode(blocks: Floats, bits: Bits, importance: Floats, packed: Bytes) -> in
         _fit_blocks(x, w, scale)
         _largest(scale, largest)
         error[:] = INFINITE
-        for inverse_top in INVERSE_TOPS:
-            for b in range(COUNT):
-                top = largest[b] * inverse_top
-                if abs(top) >= HALF_LIMIT and overflowed == SOUND:
-                    overflowed = first + b
-                d_tried[b] = round_half(top)
-            _nearest(scale, d_tried, near)
+        for attempt in range(len(INVERSE_TOPS) + 1):
+            if attempt < len(INVERSE_TOPS):
+                overflowed = _under_top(scale, largest, INVERSE_TOPS[attempt], d_tried, near, first, overflowed)
+            else:
+                _fit_super(x, w, d, scales, d_tried)
+                near[:] = scales
             _round_scales(x, w, near, d_tried, tried, error_tried)
             _keep_less(error_tried, d_tried, tried, error, d, scales)
-        _fit_super(x, w, d, scales, d_tried)
-        near[:] = scales
-        _round_scales(x, w, near, d_tried, tried, error_tried)
-        _keep_less(error_tried, d_tried, tried, error, d, scales)
         _final_codes(x, d, scales, q)
         _store(q, scales, d, first, packed)
     return overflowed
@@ -122,7 +130,12 @@ def _plain_weights(x: Floats, w: Floats) -> None:
 @jit
 def _fit_blocks(x: Floats, w: Floats, scale: Floats) -> None:
     """Step 1: the scale of each lane's block."""
-    inverse, trial, best, cross = np.empty(LANES, np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.float32)
+    inverse, trial, best, cross = (
+        np.empty(LANES, np.float32),
+        np.empty(LANES, np.float32),
+        np.empty(LANES, np.float32),
+        np.empty(LANES, np.float32),
+    )
     squares = np.empty(LANES, np.float32)
     extremes(x, cross, squares)
     for lane in range(LANES):
@@ -151,17 +164,31 @@ def _largest(scale: Floats, largest: Floats) -> None:
 
 
 @jit
-def _nearest(scale: Floats, d: Floats, near: Floats) -> None:
+def _under_top(
+    scale: Floats, largest: Floats, inverse_top: np.float32, d: Floats, near: Floats, first: int, overflowed: int
+) -> int:
+    """The d that puts the largest block scale on a top, and the scales nearest under it."""
+    for b in range(COUNT):
+        top = largest[b] * inverse_top
+        if abs(top) >= HALF_LIMIT and overflowed == SOUND:
+            overflowed = first + b
+        d[b] = round_half(top)
     spread(d, near)
     for lane in range(LANES):
         near[lane] = code(scale[lane] * reciprocal(near[lane]), SCALE_LOW, SCALE_HIGH)
+    return overflowed
 
 
 @jit
 def _round_scales(x: Floats, w: Floats, near: Floats, d: Floats, scales: Floats, error: Floats) -> None:
     """Step 2: the best of `near` and its neighbours for each block, and each super-block's error."""
-    size, step, best, trial = np.empty(LANES, np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.float32)
-    off = np.empty(LANES, np.float32)
+    size, step, best, trial = (
+        np.empty(LANES, np.float32),
+        np.empty(LANES, np.float32),
+        np.empty(LANES, np.float32),
+        np.empty(LANES, np.float32),
+    )
+    off, inverse = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
     spread(d, size)
     best[:] = INFINITE
     scales[:] = ZERO
@@ -169,7 +196,8 @@ def _round_scales(x: Floats, w: Floats, near: Floats, d: Floats, scales: Floats,
         for lane in range(LANES):
             trial[lane] = min(max(near[lane] + k, SCALE_LOW), SCALE_HIGH)
             step[lane] = size[lane] * trial[lane]
-        exact_error(x, w, step, LOW, HIGH, off)
+            inverse[lane] = reciprocal(step[lane])
+        exact_error(x, w, step, inverse, LOW, HIGH, off)
         for lane in range(LANES):
             better = off[lane] < best[lane]
             best[lane] = off[lane] if better else best[lane]

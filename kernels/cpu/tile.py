@@ -21,7 +21,6 @@ Bits = NDArray[np.uint32]
 
 STEP = 4
 MAGIC = np.float32(12582912.0)  # 1.5 * 2^23: adding and subtracting it rounds half to even, as np.rint does
-HALF_LIMIT = np.float32(65520.0)  # the least number that fp16 rounds to infinity
 TINY, ZERO, ONE = np.float32(1e-30), np.float32(0), np.float32(1)
 
 VALUE_REFUSED, SOUND = -2, -1  # a kernel's answer; 0 or more is the first super-block whose scale overflows
@@ -30,20 +29,21 @@ VALUE_REFUSED, SOUND = -2, -1  # a kernel's answer; 0 or more is the first super
 @jit
 def reciprocal(value: np.float32) -> np.float32:
     """As the reference's: 0 where the value is nearly 0."""
-    inverse = ONE / value
+    inverse: np.float32 = ONE / value
     return inverse if abs(value) > TINY else ZERO
 
 
 @jit
 def code(value: np.float32, low: np.float32, high: np.float32) -> np.float32:
     """Clamp, then round half to even."""
-    return np.float32(min(max(value, low), high) + MAGIC) - MAGIC
+    rounded: np.float32 = np.float32(min(max(value, low), high) + MAGIC) - MAGIC
+    return rounded
 
 
 @jit
 def magnitude_bits(bits: Bits, first: int, stop: int) -> np.uint32:
     """The largest magnitude in rows [first, stop), as float32 bits: integer comparison orders infinity and NaN last."""
-    largest = np.uint32(0)
+    largest: np.uint32 = np.uint32(0)
     for row in range(first, stop):
         for i in range(bits.shape[1]):
             largest = max(largest, np.uint32(bits[row, i] & np.uint32(0x7FFFFFFF)))
@@ -57,9 +57,12 @@ def load(blocks: Floats, first: int, tile: Floats) -> None:
     per_super = blocks.shape[1] // width
     count = tile.shape[1] // per_super
     for b in range(count):
+        if first + b >= blocks.shape[0]:
+            tile[:, b::count] = ZERO
+            continue
         for j in range(per_super):
             for i in range(width):
-                tile[i, j * count + b] = blocks[first + b, j * width + i] if first + b < blocks.shape[0] else ZERO
+                tile[i, j * count + b] = blocks[first + b, j * width + i]
 
 
 @jit
@@ -102,10 +105,12 @@ def extremes(x: Floats, low: Floats, high: Floats) -> None:
     """low[lane], high[lane] = the least and the largest element."""
     for lane in range(x.shape[1]):
         low[lane] = high[lane] = x[0, lane]
-    for i in range(x.shape[0]):
+    for i in range(0, x.shape[0], STEP):
         for lane in range(x.shape[1]):
-            low[lane] = min(low[lane], x[i, lane])
-            high[lane] = max(high[lane], x[i, lane])
+            least, most = low[lane], high[lane]
+            for k in range(STEP):
+                least, most = min(least, x[i + k, lane]), max(most, x[i + k, lane])
+            low[lane], high[lane] = least, most
 
 
 @jit
@@ -138,16 +143,17 @@ def fit_sums(
 
 
 @jit
-def exact_error(x: Floats, w: Floats, step: Floats, low: np.float32, high: np.float32, error: Floats) -> None:
-    """error[lane] = sum w (step * q - x)^2 for q = code(x / step)."""
+def exact_error(
+    x: Floats, w: Floats, step: Floats, inverse: Floats, low: np.float32, high: np.float32, error: Floats
+) -> None:
+    """error[lane] = sum w (step * q - x)^2 for q = code(x * inverse), where inverse = reciprocal(step)."""
     error[:] = ZERO
     for i in range(0, x.shape[0], STEP):
         for lane in range(x.shape[1]):
             e = error[lane]
-            size = step[lane]
-            inverse = reciprocal(size)
+            size, factor = step[lane], inverse[lane]
             for k in range(STEP):
                 value = x[i + k, lane]
-                off = size * code(value * inverse, low, high) - value
+                off = size * code(value * factor, low, high) - value
                 e += w[i + k, lane] * off * off
             error[lane] = e

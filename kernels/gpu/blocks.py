@@ -3,6 +3,9 @@
 Rounding is arithmetic here, for Triton's `libdevice` has no interpreter.
 """
 
+# Triton has no types, and its tuples grow.
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, assignment"
+
 from __future__ import annotations
 
 import triton
@@ -14,32 +17,32 @@ FP32_MIN = tl.constexpr(2.0**-126)
 
 
 @triton.jit
-def magnitude_bits(x):  # type: ignore[no-untyped-def]
+def magnitude_bits(x):
     """|x| of float32 as int32, in the order of |x|; NaN and Inf are the values from `INFINITY_BITS` on."""
     return x.to(tl.int32, bitcast=True) & 0x7FFFFFFF
 
 
 @triton.jit
-def flag_blocks(flag, block, non_finite, out_of_range, overflow):  # type: ignore[no-untyped-def]
+def flag_blocks(flag, block, non_finite, out_of_range, overflow):
     """Lower `flag` to the first block of the worst kind: kind * 2^60 + block."""
     kind = tl.where(non_finite, 0, tl.where(out_of_range, 1, 2)).to(tl.int64)
     tl.atomic_min(flag + tl.zeros_like(block), (kind << 60) + block, mask=non_finite | out_of_range | overflow)
 
 
 @triton.jit
-def is_half_infinity(half):  # type: ignore[no-untyped-def]
+def is_half_infinity(half):
     """Whether the bits of an fp16 number, int16, say infinity of either sign."""
     return (half & 0x7FFF) == HALF_INFINITY
 
 
 @triton.jit
-def half_bits(d):  # type: ignore[no-untyped-def]
+def half_bits(d):
     """float32 -> the bits of the nearest fp16 number, int16."""
     return d.to(tl.float16).to(tl.int16, bitcast=True)
 
 
 @triton.jit
-def round_away(x):  # type: ignore[no-untyped-def]
+def round_away(x):
     """To the nearest whole number, halves away from zero, as C's roundf."""
     size = tl.abs(x)
     whole = tl.floor(size)
@@ -48,14 +51,14 @@ def round_away(x):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def normal_reciprocal(d):  # type: ignore[no-untyped-def]
+def normal_reciprocal(d):
     """1 / d, and 0 where d is subnormal or 0: it has no finite reciprocal to rely on, and is 0 in fp16."""
     usable = tl.abs(d) >= FP32_MIN
     return tl.where(usable, tl.div_rn(1.0, tl.where(usable, d, 1.0)), 0.0)
 
 
 @triton.jit
-def store_scale_and_words(packed, first, n_blocks, scales, words):  # type: ignore[no-untyped-def]
+def store_scale_and_words(packed, first, n_blocks, scales, words):
     """Write int16 blocks | scale | W words | from `first` on, given int16[B] and int16[B, W].
 
     The gathers put the run of B * (W + 1) words into file order, in two pieces whose lengths are powers of two, so that
@@ -77,7 +80,7 @@ def store_scale_and_words(packed, first, n_blocks, scales, words):  # type: igno
 
 
 @triton.jit
-def _in_file_order(scales, words, place, W: tl.constexpr):  # type: ignore[no-untyped-def]
+def _in_file_order(scales, words, place, W: tl.constexpr):
     """Word `place` of the run | scale | W words | scale | ..."""
     block = place // (W + 1)
     within = place % (W + 1)

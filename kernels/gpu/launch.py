@@ -57,7 +57,9 @@ def encode(launch: Launch, dtype: DType, rows: Tensor, *knowledge: Tensor | int)
     """
     _check_device(rows, "rows")
     if rows.dim() != 2 or rows.dtype not in FLOATS:
-        raise InputError(f"{dtype}: rows are {rows.dtype}{list(rows.shape)}, wanted float32, float16 or bfloat16[n, columns]")
+        raise InputError(
+            f"{dtype}: rows are {rows.dtype}{list(rows.shape)}, wanted float32, float16 or bfloat16[n, columns]"
+        )
     rows = _aligned(rows)
     packed = torch.empty((rows.shape[0], dtype.row_nbytes(rows.shape[1])), dtype=torch.uint8, device=rows.device)
     n_blocks = rows.numel() // dtype.block
@@ -105,7 +107,9 @@ def _aligned(tensor: Tensor) -> Tensor:
 
 def _check_device(tensor: Tensor, name: str) -> None:
     if tensor.device.type != "cuda" and not triton.knobs.runtime.interpret:
-        raise UsageError(f"{name} lie on {tensor.device}, the Triton kernels need a CUDA device; smelt.kernels runs on the CPU")
+        raise UsageError(
+            f"{name} lie on {tensor.device}, the Triton kernels need a CUDA device; smelt.kernels runs on the CPU"
+        )
 
 
 def _raise_flagged(rows: Tensor, dtype: DType, flag: int) -> None:

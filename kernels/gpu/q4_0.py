@@ -7,6 +7,9 @@
 Same bytes as the reference. Source: ggml, quantize_row_q4_0_ref; with importance, quantize_row_q4_0_impl.
 """
 
+# Triton has no types, and its tuples grow.
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, assignment"
+
 from __future__ import annotations
 
 import torch
@@ -25,7 +28,21 @@ from .blocks import (
     normal_reciprocal,
     store_scale_and_words,
 )
-from .search import codes, columns, error, extremes, fit, half, half_or, load_block, out_of_range, pick, reciprocal, sum_of_squares
+from .search import (
+    codes,
+    columns,
+    error,
+    extremes,
+    fit,
+    half,
+    half_or,
+    load_block,
+    out_of_range,
+    pick,
+    reciprocal,
+    signed_extreme,
+    sum_of_squares,
+)
 
 DTYPE = Q4_0
 GRID = tl.constexpr(tuple(float(g) for g in reference.GRID))
@@ -35,7 +52,7 @@ BLEND = tl.constexpr(float(reference.BLEND))
 
 
 @triton.jit(do_not_specialize=["n_blocks"])
-def _encode(rows, packed, flag, n_blocks, BLOCKS: tl.constexpr):  # type: ignore[no-untyped-def]
+def _encode(rows, packed, flag, n_blocks, BLOCKS: tl.constexpr):
     first = tl.program_id(0).to(tl.int64) * BLOCKS
     block = tl.arange(0, BLOCKS)
     inside = first + block < n_blocks
@@ -58,7 +75,7 @@ def _encode(rows, packed, flag, n_blocks, BLOCKS: tl.constexpr):  # type: ignore
 
 
 @triton.jit(do_not_specialize=["n_rows", "row_blocks"])
-def _mean_square(rows, mean, n_rows, row_blocks, BLOCKS: tl.constexpr):  # type: ignore[no-untyped-def]
+def _mean_square(rows, mean, n_rows, row_blocks, BLOCKS: tl.constexpr):
     """One row a thread: float32 sums of blocks, added in float64 in order."""
     row = tl.program_id(0).to(tl.int64) * BLOCKS + tl.arange(0, BLOCKS)
     inside = row < n_rows
@@ -69,16 +86,18 @@ def _mean_square(rows, mean, n_rows, row_blocks, BLOCKS: tl.constexpr):  # type:
 
 
 @triton.jit(do_not_specialize=["n_blocks", "row_blocks"])
-def _encode_weighted(rows, packed, flag, n_blocks, importance, mean, row_blocks, BLOCKS: tl.constexpr):  # type: ignore[no-untyped-def]
+def _encode_weighted(rows, packed, flag, n_blocks, importance, mean, row_blocks, BLOCKS: tl.constexpr):
     block = tl.program_id(0).to(tl.int64) * BLOCKS + tl.arange(0, BLOCKS)
     inside = block < n_blocks
     row = block // row_blocks
     x = load_block(rows + block * 32, inside, 32, 5)
     low, high, finite = extremes(x)
-    weight = _weights(x, importance + (block - row * row_blocks) * 32, tl.load(mean + row, mask=inside, other=0.0), inside)
+    weight = _weights(
+        x, importance + (block - row * row_blocks) * 32, tl.load(mean + row, mask=inside, other=0.0), inside
+    )
 
-    inverse = reciprocal(tl.where(high >= -low, high, low))
-    gain = inverse * 0.0
+    inverse = reciprocal(signed_extreme(low, high))
+    gain = tl.zeros_like(inverse)
     scale, chosen = gain, gain
     for step in range(0, N_GRID + N_OFFSETS):
         g = tl.where(step < N_GRID, pick(GRID, N_GRID, step), chosen + pick(OFFSETS, N_OFFSETS, step - N_GRID))
@@ -99,29 +118,29 @@ def _encode_weighted(rows, packed, flag, n_blocks, importance, mean, row_blocks,
     words = ()
     for i in tl.static_range(0, 16, 2):
         word = _nibble(x[i], inverse) | (_nibble(x[i + 16], inverse) << 4)
-        words = words + (word | (_nibble(x[i + 1], inverse) << 8) | (_nibble(x[i + 17], inverse) << 12),)
+        words += (word | (_nibble(x[i + 1], inverse) << 8) | (_nibble(x[i + 17], inverse) << 12),)
     place = packed + (block * 9)[:, None] + (1 + tl.arange(0, 8)[None, :])
     tl.store(place, columns(words, 3).to(tl.int16), mask=inside[:, None])
 
 
 @triton.jit
-def _weights(x, importance, mean, inside):  # type: ignore[no-untyped-def]
+def _weights(x, importance, mean, inside):
     """importance * sqrt(mean + x^2) + BLEND * sqrt(mean), for the row's mean of x^2."""
     given = load_block(importance, inside, 32, 5)
     blend = BLEND * tl.sqrt_rn(mean)
     weight = ()
     for i in tl.static_range(0, 32):
-        weight = weight + (given[i] * tl.sqrt_rn(mean + x[i] * x[i]) + blend,)
+        weight += (given[i] * tl.sqrt_rn(mean + x[i] * x[i]) + blend,)
     return weight
 
 
 @triton.jit
-def _nibble(x, inverse):  # type: ignore[no-untyped-def]
+def _nibble(x, inverse):
     return codes(x * inverse, -8, 7).to(tl.int32) + 8
 
 
 @triton.jit(do_not_specialize=["n_blocks"])
-def _decode(packed, weights, n_blocks, BLOCKS: tl.constexpr):  # type: ignore[no-untyped-def]
+def _decode(packed, weights, n_blocks, BLOCKS: tl.constexpr):
     first = tl.program_id(0).to(tl.int64) * BLOCKS
     block = tl.arange(0, BLOCKS)
     inside = first + block < n_blocks
@@ -138,7 +157,9 @@ ENCODE = launch.Launch(_encode, {"rows": "rows", "packed": "*i16", "flag": "*i64
 ENCODE_WEIGHTED = launch.Launch(
     _encode_weighted, {**ENCODE.types, "importance": "*fp32", "mean": "*fp32", "row_blocks": "i64"}, 128, 4
 )
-MEAN_SQUARE = launch.Launch(_mean_square, {"rows": "rows", "mean": "*fp32", "n_rows": "i64", "row_blocks": "i64"}, 32, 1)
+MEAN_SQUARE = launch.Launch(
+    _mean_square, {"rows": "rows", "mean": "*fp32", "n_rows": "i64", "row_blocks": "i64"}, 32, 1
+)
 DECODE = launch.Launch(_decode, {"packed": "*i16", "weights": "weights", "n_blocks": "i64"}, 128, 4)
 
 
@@ -149,7 +170,9 @@ def encode(rows: torch.Tensor, importance: torch.Tensor | None = None) -> torch.
     """
     if importance is None:
         return launch.encode(ENCODE, DTYPE, rows)
-    return launch.encode(ENCODE_WEIGHTED, DTYPE, rows, launch.importance_of(rows, importance), _means(rows), rows.shape[1] // 32)
+    return launch.encode(
+        ENCODE_WEIGHTED, DTYPE, rows, launch.importance_of(rows, importance), _means(rows), rows.shape[1] // 32
+    )
 
 
 def _means(rows: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,9 @@ The search is the reference's, with one block of 32 a thread, and gives its byte
 they follow from the scales.
 """
 
+# Triton has no types, and its tuples grow.
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, assignment"
+
 from __future__ import annotations
 
 import torch
@@ -45,18 +48,18 @@ BLEND = tl.constexpr(float(reference.BLEND))
 
 
 @triton.jit(do_not_specialize=["n_blocks"])
-def _encode(rows, packed, flag, n_blocks, BLOCKS: tl.constexpr):  # type: ignore[no-untyped-def]
+def _encode(rows, packed, flag, n_blocks, BLOCKS: tl.constexpr):
     block = tl.program_id(0).to(tl.int64) * (BLOCKS * 8) + tl.arange(0, BLOCKS * 8)
     x = load_block(rows + block * 32, block < n_blocks * 8, 32, 5)
     rms = tl.sqrt_rn(sum_of_squares(x) * 0.03125)
     weight = ()
     for i in tl.static_range(0, 32):
-        weight = weight + (rms + tl.abs(x[i]),)
+        weight += (rms + tl.abs(x[i]),)
     _search(x, weight, packed, flag, block, n_blocks)
 
 
 @triton.jit(do_not_specialize=["n_blocks", "row_blocks"])
-def _encode_weighted(rows, packed, flag, n_blocks, importance, row_blocks, BLOCKS: tl.constexpr):  # type: ignore[no-untyped-def]
+def _encode_weighted(rows, packed, flag, n_blocks, importance, row_blocks, BLOCKS: tl.constexpr):
     block = tl.program_id(0).to(tl.int64) * (BLOCKS * 8) + tl.arange(0, BLOCKS * 8)
     inside = block < n_blocks * 8
     x = load_block(rows + block * 32, inside, 32, 5)
@@ -65,16 +68,16 @@ def _encode_weighted(rows, packed, flag, n_blocks, importance, row_blocks, BLOCK
     blend = BLEND * tl.sqrt_rn(twice_mean)
     weight = ()
     for i in tl.static_range(0, 32):
-        weight = weight + (given[i] * tl.sqrt_rn(twice_mean + x[i] * x[i]) + blend,)
+        weight += (given[i] * tl.sqrt_rn(twice_mean + x[i] * x[i]) + blend,)
     _search(x, weight, packed, flag, block, n_blocks)
 
 
 @triton.jit
-def _search(x, weight, packed, flag, block, n_blocks):  # type: ignore[no-untyped-def]
+def _search(x, weight, packed, flag, block, n_blocks):
     """Steps 1 to 3 of the reference, and the store. `block` counts blocks of 32, of which 8 neighbours share d and dmin."""
     S: tl.constexpr = block.shape[0] // 8
     low, high, finite = extremes(x)
-    sum_w = low * 0.0
+    sum_w = tl.zeros_like(low)
     sum_wx = sum_w
     for i in tl.static_range(0, 32):
         sum_w += weight[i]
@@ -89,8 +92,8 @@ def _search(x, weight, packed, flag, block, n_blocks):  # type: ignore[no-untype
     inside = block < n_blocks * 8
     flag_blocks(flag, block // 8, inside & ~finite, inside & out_of_range(low, high), inside & overflow)
 
-    error = low * 0.0 + float("inf")
-    best_d, best_dmin, scales, mins = d, dmin, d * 0.0, d * 0.0
+    error = tl.full(low.shape, float("inf"), tl.float32)
+    best_d, best_dmin, scales, mins = d, dmin, tl.zeros_like(d), tl.zeros_like(d)
     for _ in range(0, 2):
         tried, tried_min, tried_error = _round_scales(x, weight, inverse_w, mean, scale, bottom, d, dmin)
         better = tried_error < error
@@ -102,7 +105,7 @@ def _search(x, weight, packed, flag, block, n_blocks):  # type: ignore[no-untype
 
 
 @triton.jit
-def _largest_of_8(value):  # type: ignore[no-untyped-def]
+def _largest_of_8(value):
     """The largest of each 8 neighbours, for all of them."""
     S: tl.constexpr = value.shape[0] // 8
     eight = tl.reshape(value, (S, 8))
@@ -110,11 +113,11 @@ def _largest_of_8(value):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _fit_block(x, weight, sum_w, inverse_w, mean, bottom, top):  # type: ignore[no-untyped-def]
+def _fit_block(x, weight, sum_w, inverse_w, mean, bottom, top):
     """Step 1 -> (scale, low end <= 0)."""
     span = top - bottom
     inverse_span = reciprocal(span)
-    best = span * 0.0
+    best = tl.zeros_like(span)
     scale = best
     low = tl.minimum(mean, 0.0)
     for g in range(0, N_GRID):
@@ -122,7 +125,7 @@ def _fit_block(x, weight, sum_w, inverse_w, mean, bottom, top):  # type: ignore[
         step = span * pick(GRID_INVERSE, N_GRID, g)
         for e in range(0, N_EDGES):
             start = bottom + pick(EDGES, N_EDGES, e) * step
-            sum_q = best * 0.0
+            sum_q = tl.zeros_like(best)
             sum_qq = sum_q
             cross = sum_q
             for i in tl.static_range(0, 32):
@@ -146,23 +149,23 @@ def _fit_block(x, weight, sum_w, inverse_w, mean, bottom, top):  # type: ignore[
 
 
 @triton.jit
-def _round_scales(x, weight, inverse_w, mean, scale, low, d, dmin):  # type: ignore[no-untyped-def]
+def _round_scales(x, weight, inverse_w, mean, scale, low, d, dmin):
     """Step 2 -> (scale codes, min codes, the super-block's error)."""
     inverse_dmin = reciprocal(dmin)
     nearest = codes(scale * reciprocal(d), 0, 63)
-    best = scale * 0.0 + float("inf")
-    scales = scale * 0.0
+    best = tl.full(scale.shape, float("inf"), tl.float32)
+    scales = tl.zeros_like(scale)
     mins = scales
     for k in range(0, N_NEIGHBOURS):
         tried = tl.minimum(tl.maximum(nearest + pick(NEIGHBOURS, N_NEIGHBOURS, k), 0.0), 63.0)
         step = d * tried
         inverse = reciprocal(step)
-        sum_q = scale * 0.0
+        sum_q = tl.zeros_like(scale)
         for i in tl.static_range(0, 32):
             sum_q += weight[i] * codes((x[i] - low) * inverse, 0, 15)
         tried_min = codes((step * (sum_q * inverse_w) - mean) * inverse_dmin, 0, 63)
         under = dmin * tried_min
-        error = scale * 0.0
+        error = tl.zeros_like(scale)
         for i in tl.static_range(0, 32):
             off = (step * codes((x[i] + under) * inverse, 0, 15) - under) - x[i]
             error += weight[i] * off * off
@@ -174,11 +177,11 @@ def _round_scales(x, weight, inverse_w, mean, scale, low, d, dmin):  # type: ign
 
 
 @triton.jit
-def _fit_super(x, weight, sum_w, mean, scales, mins, d, dmin):  # type: ignore[no-untyped-def]
+def _fit_super(x, weight, sum_w, mean, scales, mins, d, dmin):
     """Step 3 -> (d, dmin) that fit the codes best, on fp16 numbers; as they were where nothing is to fit."""
     under = dmin * mins
     inverse = reciprocal(d * scales)
-    sum_q = d * 0.0
+    sum_q = tl.zeros_like(d)
     sum_qq = sum_q
     cross = sum_q
     for i in tl.static_range(0, 32):
@@ -203,7 +206,7 @@ def _fit_super(x, weight, sum_w, mean, scales, mins, d, dmin):  # type: ignore[n
 
 
 @triton.jit
-def _store(packed, super_block, n_blocks, x, d, dmin, scales, mins):  # type: ignore[no-untyped-def]
+def _store(packed, super_block, n_blocks, x, d, dmin, scales, mins):
     """Codes by the chosen scales, packed; two stores of 16 bytes a thread."""
     S: tl.constexpr = super_block.shape[0]
     under = dmin * mins
@@ -213,7 +216,7 @@ def _store(packed, super_block, n_blocks, x, d, dmin, scales, mins):  # type: ig
         word = codes((x[i] + under) * inverse, 0, 15).to(tl.int32)
         for k in tl.static_range(1, 4):
             word |= codes((x[i + k] + under) * inverse, 0, 15).to(tl.int32) << (8 * k)
-        words = words + (word,)
+        words += (word,)
     pairs = tl.permute(tl.reshape(columns(words, 3), (S * 4, 2, 8)), (0, 2, 1))
     low, high = tl.split(pairs)
 
@@ -241,7 +244,7 @@ def _store(packed, super_block, n_blocks, x, d, dmin, scales, mins):  # type: ig
 
 
 @triton.jit(do_not_specialize=["n_blocks"])
-def _decode(packed, weights, n_blocks, BLOCKS: tl.constexpr):  # type: ignore[no-untyped-def]
+def _decode(packed, weights, n_blocks, BLOCKS: tl.constexpr):
     first = tl.program_id(0).to(tl.int64) * BLOCKS
     block = tl.arange(0, BLOCKS)
     inside = first + block < n_blocks
@@ -261,7 +264,7 @@ def _decode(packed, weights, n_blocks, BLOCKS: tl.constexpr):  # type: ignore[no
 
 
 @triton.jit
-def _load_scales(heads, inside):  # type: ignore[no-untyped-def]
+def _load_scales(heads, inside):
     """Words 0 to 3 of each super-block -> d * scale and dmin * min, float32[B, 8]: products of 17 bits, exact."""
     j = tl.arange(0, 8)[None, :]
     shift = (j % 4) * 8
@@ -290,7 +293,9 @@ def encode(rows: torch.Tensor, importance: torch.Tensor | None = None) -> torch.
     """
     if importance is None:
         return launch.encode(ENCODE, DTYPE, rows)
-    return launch.encode(ENCODE_WEIGHTED, DTYPE, rows, launch.importance_of(rows, importance), rows.shape[1] // DTYPE.block)
+    return launch.encode(
+        ENCODE_WEIGHTED, DTYPE, rows, launch.importance_of(rows, importance), rows.shape[1] // DTYPE.block
+    )
 
 
 def decode(packed: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:

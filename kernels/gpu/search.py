@@ -5,6 +5,9 @@ registers, a sum needs no exchange between threads, and it adds in index order, 
 bytes are the reference's. Halves round to even by adding and subtracting 1.5 * 2^23, exact for codes.
 """
 
+# Triton has no types, and its tuples grow.
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, assignment"
+
 from __future__ import annotations
 
 import triton
@@ -16,12 +19,12 @@ from ..reference import search as reference
 TINY = tl.constexpr(float(reference.TINY))
 TO_EVEN = tl.constexpr(1.5 * 2**23)
 SEARCH_LIMIT = tl.constexpr(float(checks.SEARCH_LIMIT))
-HALF_OVERFLOW = tl.constexpr(float(checks.HALF_OVERFLOW))
+HALF_OVERFLOW = tl.constexpr(float(reference.HALF_OVERFLOW))
 FP32_MAX = tl.constexpr(3.4028234663852886e38)
 
 
 @triton.jit
-def load_block(start, inside, WIDTH: tl.constexpr, LOG: tl.constexpr):  # type: ignore[no-untyped-def]
+def load_block(start, inside, WIDTH: tl.constexpr, LOG: tl.constexpr):
     """[R] pointers to blocks -> WIDTH = 2^LOG vectors float32[R], 0 outside.
 
     One load of [WIDTH / 4, R, 4]: with as many blocks as threads, every thread reads its own block, four at a time.
@@ -39,26 +42,26 @@ def load_block(start, inside, WIDTH: tl.constexpr, LOG: tl.constexpr):  # type: 
                 even, odd = tl.split(parts[k])
             else:
                 even, odd = tl.split(tl.reshape(parts[k], (R, WIDTH // 2 ** (level + 1), 2)))
-            evens = evens + (even,)
-            odds = odds + (odd,)
+            evens += (even,)
+            odds += (odd,)
         parts = evens + odds
     return parts
 
 
 @triton.jit
-def columns(parts, LOG: tl.constexpr):  # type: ignore[no-untyped-def]
+def columns(parts, LOG: tl.constexpr):
     """2^LOG vectors [R] -> [R, 2^LOG], so that a thread stores neighbours at once; undoes what `load_block` splits."""
     R: tl.constexpr = parts[0].shape[0]
     for level in tl.static_range(LOG - 1, -1, -1):
         joined = ()
         for k in tl.static_range(0, 2**level):
-            joined = joined + (tl.reshape(tl.join(parts[k], parts[k + 2**level]), (R, 2 ** (LOG - level))),)
+            joined += (tl.reshape(tl.join(parts[k], parts[k + 2**level]), (R, 2 ** (LOG - level))),)
         parts = joined
     return parts[0]
 
 
 @triton.jit
-def extremes(x):  # type: ignore[no-untyped-def]
+def extremes(x):
     """-> (smallest, largest, whether all are finite)"""
     low = x[0]
     high = x[0]
@@ -71,59 +74,65 @@ def extremes(x):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def out_of_range(low, high):  # type: ignore[no-untyped-def]
+def signed_extreme(low, high):
+    """Of the smallest and the largest the one of greater magnitude; the positive one of two alike."""
+    return tl.where(high >= -low, high, low)
+
+
+@triton.jit
+def out_of_range(low, high):
     """Whether a weight is beyond what any searched block can hold."""
     return tl.maximum(high, -low) >= SEARCH_LIMIT
 
 
 @triton.jit
-def sum_of_squares(x):  # type: ignore[no-untyped-def]
+def sum_of_squares(x):
     """In index order."""
-    total = x[0] * 0.0
+    total = tl.zeros_like(x[0])
     for i in tl.static_range(0, len(x)):
         total += x[i] * x[i]
     return total
 
 
 @triton.jit
-def reciprocal(value):  # type: ignore[no-untyped-def]
+def reciprocal(value):
     """1 / value, and 0 where the value is (nearly) 0."""
     usable = tl.abs(value) > TINY
     return tl.where(usable, tl.div_rn(1.0, tl.where(usable, value, 1.0)), 0.0)
 
 
 @triton.jit
-def codes(value, LOW: tl.constexpr, HIGH: tl.constexpr):  # type: ignore[no-untyped-def]
+def codes(value, LOW: tl.constexpr, HIGH: tl.constexpr):
     """Clamp, then round half to even; float32."""
     return (tl.minimum(tl.maximum(value, LOW), HIGH) + TO_EVEN) - TO_EVEN
 
 
 @triton.jit
-def half(value):  # type: ignore[no-untyped-def]
+def half(value):
     """The nearest fp16 number, as float32."""
     return value.to(tl.float16).to(tl.float32)
 
 
 @triton.jit
-def half_or(value, otherwise):  # type: ignore[no-untyped-def]
+def half_or(value, otherwise):
     """`half`, and `otherwise` where the value is too large for fp16."""
     fits = tl.abs(value) < HALF_OVERFLOW
     return tl.where(fits, half(tl.where(fits, value, 0.0)), otherwise)
 
 
 @triton.jit
-def in_order(value, N: tl.constexpr):  # type: ignore[no-untyped-def]
+def in_order(value, N: tl.constexpr):
     """The sum of each N neighbours, from the first on, for all of them."""
     lane = tl.arange(0, value.shape[0])
     first = lane - lane % N
-    total = value * 0.0
+    total = tl.zeros_like(value)
     for i in tl.static_range(0, N):
         total += tl.gather(value, first + i, 0)
     return total
 
 
 @triton.jit
-def pick(VALUES: tl.constexpr, N: tl.constexpr, index):  # type: ignore[no-untyped-def]
+def pick(VALUES: tl.constexpr, N: tl.constexpr, index):
     """VALUES[index] for an index known only at run time."""
     value = 0.0
     for i in tl.static_range(0, N):
@@ -132,9 +141,9 @@ def pick(VALUES: tl.constexpr, N: tl.constexpr, index):  # type: ignore[no-untyp
 
 
 @triton.jit
-def fit(x, weight, inverse, LOW: tl.constexpr, HIGH: tl.constexpr):  # type: ignore[no-untyped-def]
+def fit(x, weight, inverse, LOW: tl.constexpr, HIGH: tl.constexpr):
     """The scale that fits the codes of x * inverse best, and its gain."""
-    cross = x[0] * 0.0
+    cross = tl.zeros_like(x[0])
     square = cross
     for i in tl.static_range(0, len(x)):
         q = codes(x[i] * inverse, LOW, HIGH)
@@ -146,10 +155,10 @@ def fit(x, weight, inverse, LOW: tl.constexpr, HIGH: tl.constexpr):  # type: ign
 
 
 @triton.jit
-def error(x, weight, d, LOW: tl.constexpr, HIGH: tl.constexpr):  # type: ignore[no-untyped-def]
+def error(x, weight, d, LOW: tl.constexpr, HIGH: tl.constexpr):
     """The weighted error of x under its nearest codes for the scale d."""
     inverse = reciprocal(d)
-    result = x[0] * 0.0
+    result = tl.zeros_like(x[0])
     for i in tl.static_range(0, len(x)):
         off = d * codes(x[i] * inverse, LOW, HIGH) - x[i]
         result += weight[i] * off * off

@@ -1,7 +1,7 @@
 """BF16: two bytes, the upper half of a float32, little-endian.
 
-    | sign: 1 | exponent: 8, bias 127 | fraction: 7 |     float32's range, three decimal digits
-    bits16 = (bits32 + 0x7FFF + (bits32 >> 16 & 1)) >> 16     to nearest, half to even
+| sign: 1 | exponent: 8, bias 127 | fraction: 7 |     float32's range, three decimal digits
+bits16 = (bits32 + 0x7FFF + (bits32 >> 16 & 1)) >> 16     to nearest, half to even
 """
 
 from __future__ import annotations
@@ -26,9 +26,12 @@ def encode(rows: Rows, importance: Rows | None = None) -> Packed:  # noqa: ARG00
     refuse_overflow(rows, OVERFLOW)
     bits = np.ascontiguousarray(rows).view(np.uint32)
     rounded = (bits + (np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1)))) >> np.uint32(16)
-    return rounded.astype("<u2").view(np.uint8)
+    packed: Packed = rounded.astype("<u2").view(np.uint8)
+    return packed
 
 
 def decode(packed: Packed) -> Rows:
     """[n, columns * 2] uint8 -> [n, columns] float32, exactly."""
-    return (np.ascontiguousarray(packed).view("<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
+    bits = np.ascontiguousarray(packed).view("<u2").astype(np.uint32) << np.uint32(16)
+    rows: Rows = bits.view(np.float32)
+    return rows

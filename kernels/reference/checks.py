@@ -15,7 +15,9 @@ from .search import HALF_OVERFLOW
 
 Rows = NDArray[np.float32]
 
-SEARCH_LIMIT = np.float32(2.0**29)  # above what any searched block can hold (q6_k: 65504 * 128 * 32), below fp32 trouble
+SEARCH_LIMIT = np.float32(
+    2.0**29
+)  # above what any searched block can hold (q6_k: 65504 * 128 * 32), below fp32 trouble
 
 
 def refuse_non_finite(rows: Rows) -> None:
@@ -63,7 +65,9 @@ def relative_importance(importance: Rows, columns: int) -> Rows:
     All zero (an expert that never ran) makes every column alike.
     """
     if importance.shape != (columns,):
-        raise InputError(f"importance has shape {list(importance.shape)}, wanted one number for each of {columns} columns")
+        raise InputError(
+            f"importance has shape {list(importance.shape)}, wanted one number for each of {columns} columns"
+        )
     bad = np.flatnonzero(~np.isfinite(importance) | (importance < 0))
     if bad.size:
         column = int(bad[0])

@@ -1,6 +1,6 @@
 """F16: two bytes, IEEE 754 binary16, little-endian.
 
-    | sign: 1 | exponent: 5, bias 15 | fraction: 10 |     largest 65504, smallest 2^-24
+| sign: 1 | exponent: 5, bias 15 | fraction: 10 |     largest 65504, smallest 2^-24
 """
 
 from __future__ import annotations

@@ -66,12 +66,15 @@ def _largest(blocks: Floats, columns: int) -> tuple[Floats, Floats]:
 
 
 def _weights(rows: Rows, importance: Rows) -> Floats:
-    """The search's weights, [blocks, 32]. The row's mean adds float32 block sums in float64, in order."""
+    """The search's weights, [blocks, 32]. The row's sum of squares is eight interleaved float64 sums, added in order."""
     n, columns = rows.shape
     squares = (rows * rows).reshape(n, -1, DTYPE.block)
+    eighths = np.zeros((n, 8), np.float64)
+    for start in range(0, columns, 8):
+        eighths = eighths + (rows[:, start : start + 8] * rows[:, start : start + 8]).astype(np.float64)
     row_sum = np.zeros(n, np.float64)
-    for block_sum in total(squares).T:
-        row_sum = row_sum + block_sum
+    for eighth in eighths.T:
+        row_sum = row_sum + eighth
     mean = (row_sum / max(columns, 1)).astype(np.float32)
     weights = importance.reshape(-1, DTYPE.block) * np.sqrt(mean[:, None, None] + squares)
     weights = weights + (BLEND * np.sqrt(mean))[:, None, None]

@@ -42,5 +42,7 @@ def encode(rows: Rows, importance: Rows | None = None) -> Packed:  # noqa: ARG00
 def decode(packed: Packed) -> Rows:
     """[n, columns / 32 * 34] uint8 -> [n, columns] float32."""
     blocks = packed.reshape(-1, DTYPE.nbytes)
-    weights: Rows = bytes_half(blocks[:, :2])[:, None] * np.ascontiguousarray(blocks[:, 2:]).view(np.int8).astype(np.float32)
+    weights: Rows = bytes_half(blocks[:, :2])[:, None] * np.ascontiguousarray(blocks[:, 2:]).view(np.int8).astype(
+        np.float32
+    )
     return weights.reshape(len(packed), packed.shape[1] // DTYPE.nbytes * DTYPE.block)

@@ -1,8 +1,8 @@
 """Eight scales and eight mins of 6 bits in 12 bytes, as Q4_K and Q5_K store them. Source: ggml, get_scale_min_k4.
 
-    byte 0..3    scale[j] in bits 0-5, bits 4-5 of scale[j + 4] in bits 6-7
-    byte 4..7    min[j]   in bits 0-5, bits 4-5 of min[j + 4]   in bits 6-7
-    byte 8..11   bits 0-3 of scale[j + 4] in the low nibble, of min[j + 4] in the high nibble        j = 0..3
+byte 0..3    scale[j] in bits 0-5, bits 4-5 of scale[j + 4] in bits 6-7
+byte 4..7    min[j]   in bits 0-5, bits 4-5 of min[j + 4]   in bits 6-7
+byte 8..11   bits 0-3 of scale[j + 4] in the low nibble, of min[j + 4] in the high nibble        j = 0..3
 """
 
 from __future__ import annotations

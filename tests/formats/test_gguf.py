@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import struct
+import tracemalloc
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -489,6 +490,8 @@ def test_refuses_what_is_no_regular_file(tmp_path: Path) -> None:
     [
         spelt([pair("k", "string", struct.pack("<Q", 1 << 30))], [], 0),
         spelt([pair("k", "array", array("string", 1 << 30, b""))], [], 0),
+        spelt([pair("k", "array", array("string", 1 << 63, b""))], [], 0),
+        spelt([pair("k", "array", array("u8", 1 << 39, b""))], [], 0),
         spelt([pair("k", "array", array("u64", 1 << 36, b""))], [], 0),
         spelt(n_tensors=1 << 34),
         spelt(),
@@ -499,7 +502,26 @@ def test_a_sparse_file_of_a_terabyte_is_refused_without_filling_memory(tmp_path:
     with path.open("wb") as file:
         file.write(content)
         file.truncate(1 << 40)
-    assert_refused(path)
+    tracemalloc.start()
+    try:
+        assert_refused(path)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 16 << 20
+
+
+def test_strings_never_make_the_header_longer_than_its_cap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gguf_read, "FIRST_READ", 64)
+    monkeypatch.setattr(gguf_read, "HEADER_CAP", 1000)
+    path = tmp_path / "a.gguf"
+    for word, count in (("", 120), ("a" * 300, 4)):
+        for n, fits in ((count // 2, True), (count, False)):
+            path.write_bytes(spelt([pair("k", "array", array("string", n, text(word) * n))], [], 0))
+            if fits:
+                assert open_gguf(path).metadata["k"].tolist() == [word] * n
+            else:
+                assert "at most 1000 are allowed" in assert_refused(path)
 
 
 # split sets

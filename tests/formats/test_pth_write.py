@@ -13,7 +13,7 @@ from smelt.dtypes import DTYPES, FLOATS
 from smelt.errors import UsageError
 from smelt.formats.checkpoint import TensorSpec
 from smelt.formats.pth import check_crc, open_pth
-from smelt.formats.pth_write import crc32_combine, finish_pth, pth_layout
+from smelt.formats.pth_write import TENSORS, crc32_combine, finish_pth, pth_layout
 
 PLAIN = [dtype for dtype in DTYPES.values() if not dtype.is_block]
 
@@ -134,3 +134,12 @@ def test_refuses_stems_that_are_no_names(stem):
 def test_refuses_a_name_twice():
     with pytest.raises(UsageError, match="one name"):
         pth_layout([TensorSpec("a", (1,), FLOATS[0])] * 2, "m")
+
+
+@pytest.mark.long
+def test_reads_back_as_many_tensors_as_it_writes_and_refuses_more(tmp_path):
+    specs = [TensorSpec(f"layers.{i}", (1, 1, 1, 1, 1), DTYPES["F8_E4M3"]) for i in range(TENSORS)]
+    written(tmp_path / "a.pth", specs, contents_of(specs))
+    assert len(open_pth(tmp_path / "a.pth").tensors) == TENSORS
+    with pytest.raises(UsageError, match="more shards"):
+        pth_layout([*specs, TensorSpec("one more", (1,), FLOATS[0])], "m")

@@ -4,7 +4,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from smelt.convert.model import LazyTensor, Model
+from smelt.dtypes import F16, F32, Q4_0, Q8_0, DType
+from smelt.kernels.scheme import kernel
 from smelt.validate import weights
+from smelt.validate.gates import tensor_limit
 from smelt.validate.weights import compare_weights, listed, same_dtype
 
 NAME = "model.layers.1.mlp.up_proj.weight"
@@ -61,10 +65,20 @@ def test_a_tensor_that_is_new_is_a_problem(tiny: Any) -> None:
 
 
 def test_the_dtype_is_the_same_only_where_every_matrix_agrees(tiny: Any) -> None:
-    from smelt.dtypes import F16
-
     assert same_dtype(tiny.model(), tiny.model())
     assert not same_dtype(tiny.model(), tiny.model(F16))
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [(Q8_0, 0.007), (Q4_0, 0.09)])
+def test_honestly_quantized_tensors_stay_far_below_their_limit(dtype: DType, expected: float) -> None:
+    rows = np.random.default_rng(0).normal(size=(64, 256)).astype(np.float32)
+    packed = kernel(dtype).encode(rows, None)
+    exact = LazyTensor("w", (64, 256), F32, lambda start, stop: rows[start:stop].view(np.uint8))
+    coded = LazyTensor("w", (64, 256), dtype, lambda start, stop: packed[start:stop])
+    models = [Model("llama", {}, None, {"w": tensor}, "gguf", ()) for tensor in (exact, coded)]
+    found = compare_weights(models[0], models[1:])[0].tensors[0]
+    assert found.relative_error == pytest.approx(expected, rel=0.3)
+    assert found.relative_error < tensor_limit(found) / 3
 
 
 def test_long_lists_are_cut_and_counted() -> None:
