@@ -43,10 +43,13 @@ def half_bits(d):
 
 @triton.jit
 def round_away(x):
-    """To the nearest whole number, halves away from zero, as C's roundf."""
+    """To the nearest whole number, halves away from zero, as C's roundf; int32, for |x| < 2^31.
+
+    By way of an integer, since `tl.floor` flushes subnormals.
+    """
     size = tl.abs(x)
-    whole = tl.floor(size)
-    whole += tl.where(size - whole >= 0.5, 1.0, 0.0)
+    whole = size.to(tl.int32)
+    whole += (size - whole.to(tl.float32) >= 0.5).to(tl.int32)
     return tl.where(x < 0, -whole, whole)
 
 

@@ -46,7 +46,7 @@ def _encode(rows, packed, flag, n_blocks, BLOCKS: tl.constexpr):
     half = half_bits(d)
     flag_blocks(flag, first + block, bits >= INFINITY_BITS, bits < 0, is_half_infinity(half))
 
-    code = round_away(x * normal_reciprocal(d)[:, None]).to(tl.int32)
+    code = round_away(x * normal_reciprocal(d)[:, None])
     low, high = tl.split(tl.reshape(code, (BLOCKS, 16, 2)))
     store_scale_and_words(packed, first, n_blocks, half, ((low & 0xFF) | (high << 8)).to(tl.int16))
 

@@ -82,9 +82,11 @@ def _plain_weights(x: Floats) -> Floats:
 
 
 def _importance_weights(rows: Rows, importance: Rows) -> Floats:
-    squares = (rows * rows).reshape(len(rows), -1, BLOCKS, BLOCK)
+    squares = (rows * rows).reshape(len(rows), rows.shape[1] // DTYPE.block, BLOCKS, BLOCK)
     twice_mean = (total(total(squares)) / np.float32(DTYPE.block // 2))[..., None, None]
-    weights = importance.reshape(-1, BLOCKS, BLOCK) * np.sqrt(twice_mean + squares) + BLEND * np.sqrt(twice_mean)
+    weights: Floats = importance.reshape(-1, BLOCKS, BLOCK) * np.sqrt(twice_mean + squares) + BLEND * np.sqrt(
+        twice_mean
+    )
     return weights.reshape(-1, BLOCKS, BLOCK)
 
 

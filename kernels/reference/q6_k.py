@@ -78,9 +78,9 @@ def decode(packed: Packed) -> Rows:
 def _split(q: Packed) -> tuple[Packed, Packed]:
     """Codes 0..63, [n, 16, 16] -> their low 4 bits [n, 128] and high 2 bits [n, 64]."""
     c = q.reshape(-1, 2, 4, 32)
-    low = np.stack([c[:, :, 0] & 15 | c[:, :, 2] << 4, c[:, :, 1] & 15 | c[:, :, 3] << 4], axis=2)
+    low: Packed = np.stack([c[:, :, 0] & 15 | c[:, :, 2] << 4, c[:, :, 1] & 15 | c[:, :, 3] << 4], axis=2)
     top = c >> 4
-    high = top[:, :, 0] | top[:, :, 1] << 2 | top[:, :, 2] << 4 | top[:, :, 3] << 6
+    high: Packed = top[:, :, 0] | top[:, :, 1] << 2 | top[:, :, 2] << 4 | top[:, :, 3] << 6
     return low.reshape(-1, 128), high.reshape(-1, 64)
 
 

@@ -51,7 +51,7 @@ SEARCHED = {"q4_0.ENCODE_WEIGHTED", "q4_k.ENCODE", "q4_k.ENCODE_WEIGHTED", "q6_k
 BLOCK = {name: module.DTYPE.block for name, module in compile_check.modules().items()}
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """What the worker answered instead of an array: the error's name, message, row and column."""
 
 
@@ -80,7 +80,7 @@ class Worker:
         self.process.stdin.flush()
         answer = json.loads(self.process.stdout.readline())
         if answer is not None:
-            raise Refused(*answer)
+            raise RefusedError(*answer)
         return np.load(out)
 
 
@@ -205,7 +205,7 @@ def test_names_the_first_non_finite_weight(gpu: Worker, name: str, value: float)
     x = awkward(7, 96)
     x[3, 17] = value
     x[5, 2] = float("nan")
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(RefusedError) as refused:
         gpu.ask("encode", name, x)
     kind = "NaN" if np.isnan(value) else "infinity"
     assert refused.value.args == ("NonFiniteError", f"{kind} at row 3, column 17", 3, 17)
@@ -216,7 +216,7 @@ def test_searched_types_name_nan_even_beside_an_overflow(gpu: Worker, name: str)
     x = awkward(3, 256)
     x[0, 3] = 1e30
     x[1, 250] = float("nan")
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(RefusedError) as refused:
         gpu.ask("encode", name, x)
     assert refused.value.args == ("NonFiniteError", "NaN at row 1, column 250", 1, 250)
 
@@ -227,16 +227,16 @@ def test_refuses_a_scale_beyond_fp16_as_the_reference_does(gpu: Worker, name: st
     x[4, 40] = 1e8
     with pytest.raises(Exception, match="row 4, column") as wanted:
         reference(name).encode(x)
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(RefusedError) as refused:
         gpu.ask("encode", name, x)
     error: Any = wanted.value
     assert refused.value.args == ("ScaleOverflowError", str(error), error.row, error.column)
 
 
 def test_refuses_columns_that_are_no_whole_blocks_and_bytes_that_are_no_rows(gpu: Worker) -> None:
-    with pytest.raises(Refused, match="ModelError"):
+    with pytest.raises(RefusedError, match="ModelError"):
         gpu.ask("encode", "q8_0", np.zeros((2, 48), np.float32))
-    with pytest.raises(Refused, match="InputError"):
+    with pytest.raises(RefusedError, match="InputError"):
         gpu.ask("decode", "q8_0", np.zeros((2, 35), np.uint8))
 
 
