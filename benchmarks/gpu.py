@@ -19,6 +19,7 @@ import platform
 import statistics
 from collections.abc import Callable
 from datetime import datetime, timezone
+from functools import partial
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -67,9 +68,9 @@ def measure_kernels(n_rows: int) -> list[dict[str, Any]]:
             packed = module.encode(rows)
             moved = rows.nbytes + packed.nbytes
             actions: dict[str, Callable[[], object]] = {
-                "encode": lambda module=module, rows=rows: module.encode(rows),
-                "encode, importance": lambda module=module, rows=rows: module.encode(rows, importance),
-                "decode": lambda module=module, packed=packed, dtype=dtype: module.decode(packed, dtype),
+                "encode": partial(module.encode, rows),
+                "encode, importance": partial(module.encode, rows, importance),
+                "decode": partial(module.decode, packed, dtype),
             }
             for verb, action in actions.items():
                 lines.append(line(f"{name} {verb}", str(dtype), rows.numel(), moved, seconds(action)))

@@ -2,8 +2,9 @@
 
     fastmath off            NaN checks stay, sums keep their order, nothing is contracted: the same bytes on any CPU
     error_model "numpy"     a division is one instruction, without a branch for zero
-    cache                   <user cache>/smelt/numba-<digest of these sources>, not beside the source, which a read-only
-                            installation could not write and whose helpers' changes numba would not notice
+    cache                   <user cache>/smelt/numba-<digest of cpu/ and reference/>: not beside the source, which a
+                            read-only installation could not write, and new where any source changes: numba looks
+                            at a kernel's own file alone, but compiles functions and constants of others into it
 
 Numba's own NUMBA_CACHE_DIR wins where it is set. Where no folder can be written, every process compiles anew.
 """
@@ -43,7 +44,8 @@ def jit(function: Kernel) -> Kernel:
 def _cache_folder() -> str:
     """The folder for compiled kernels of just these sources, made; empty where it cannot be written."""
     digest = blake2b(numba.__version__.encode(), digest_size=8)
-    for source in sorted(Path(__file__).parent.glob("*.py")):
+    here = Path(__file__).parent
+    for source in sorted((*here.glob("*.py"), *(here.parent / "reference").glob("*.py"))):
         digest.update(source.read_bytes())
     root = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
     folder = Path(root) / "smelt" / f"numba-{digest.hexdigest()}"

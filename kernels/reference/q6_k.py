@@ -36,8 +36,8 @@ __all__ = ["BLEND", "DTYPE", "GRID", "NEIGHBOURS", "TOPS", "decode", "encode"]
 BLOCK, BLOCKS = 16, 16
 
 # Where the extreme weight lands: near code -32 with one sign of the scale, near 31 with the other.
-GRID = tuple(np.float32(g) for g in (-33.0, -32.6, -32.2, -31.8, -31.4, -31.0, -30.6, 30.2, 30.6, 31.0, 31.4, 31.8))
-TOPS = tuple(np.float32(t) for t in (-128, -124))  # falling in magnitude: the last one's d is the largest
+GRID = tuple(np.float32(g) for g in (-32.8, -32.4, -32.0, -31.6, -31.2, -30.8, 30.4, 30.9, 31.4))
+TOPS = (np.float32(-128),)
 NEIGHBOURS = tuple(np.float32(k) for k in (-1, 0, 1))
 BLEND = np.float32(0.2)
 

@@ -23,6 +23,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="the GPU kernels take torch tensors")
 pytest.importorskip("triton", reason="Triton is available on Linux only")
 
+from smelt.errors import ValueAtError  # noqa: E402
 from smelt.kernels.gpu import compile_check  # noqa: E402
 
 WORKER = """
@@ -221,15 +222,15 @@ def test_searched_types_name_nan_even_beside_an_overflow(gpu: Worker, name: str)
     assert refused.value.args == ("NonFiniteError", "NaN at row 1, column 250", 1, 250)
 
 
-@pytest.mark.parametrize("name", ["q4_0", "q8_0"])
-def test_refuses_a_scale_beyond_fp16_as_the_reference_does(gpu: Worker, name: str) -> None:
-    x = awkward(7, 96)
-    x[4, 40] = 1e8
-    with pytest.raises(Exception, match="row 4, column") as wanted:
+@pytest.mark.parametrize(("name", "value"), [("q4_0", 1e8), ("q8_0", 1e8), ("q4_k", 3e8), ("q6_k", 1e30)])
+def test_refuses_what_fp16_scales_cannot_hold_as_the_reference_does(gpu: Worker, name: str, value: float) -> None:
+    x = awkward(7, max(96, BLOCK[name]))
+    x[4, 40] = value
+    with pytest.raises(ValueAtError, match="row 4, column") as wanted:
         reference(name).encode(x)
     with pytest.raises(RefusedError) as refused:
         gpu.ask("encode", name, x)
-    error: Any = wanted.value
+    error = wanted.value
     assert refused.value.args == ("ScaleOverflowError", str(error), error.row, error.column)
 
 
