@@ -16,6 +16,7 @@ from .api import convert, default_threads, diff, quantize, validate
 from .convert.options import OpenOptions
 from .convert.run import Progress
 from .errors import ModelError
+from .formats.disk import storage_errors
 from .terminal import human
 from .validate.options import ValidateOptions
 
@@ -42,6 +43,8 @@ def demo(folder: Path, chunks: int, say: Callable[[str], None], progress: Progre
     with as_file(files("smelt") / "examples" / "tiny-llama") as source:
         options = OpenOptions(context_length=CONTEXT)
         say(f"The bundled model, as Meta would ship it: {source}")
+        with storage_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         hugging_face, shrunk = folder / "tiny-llama-hf", folder / "tiny-llama.q4_k_m.gguf"
         made = convert(source, hugging_face, options=options, force=True, progress=progress)
         say(f"1. convert   -> {made.target}  {human(made.nbytes)}, {made.tensors} tensors, {made.seconds:.1f} s")

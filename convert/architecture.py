@@ -18,7 +18,7 @@ from pkgutil import iter_modules
 from typing import Any, Literal
 
 from ..dtypes import Shape
-from ..errors import ModelError
+from ..errors import ModelError, quoted
 from . import architectures
 
 Dialect = Literal["canonical", "meta", "gguf"]
@@ -77,6 +77,23 @@ class Family:
     constants: Mapping[str, Any]
     from_params: Callable[[Mapping[str, Any], Mapping[str, Shape], str], dict[str, Any]] | None = None
     checks: Callable[[Mapping[str, Any]], list[str]] = lambda _config: []
+
+
+FLOAT32_MAX = 3.4028234663852886e38
+
+
+def whole_number(value: object, what: str) -> int:
+    """A count out of a config: 1 to 2^31 - 1, never a bool or a float. ModelError says what `what` is instead."""
+    if type(value) is not int or not 0 < value < 1 << 31:
+        raise ModelError(f"{what} is {quoted(value)}, wanted a positive whole number")
+    return value
+
+
+def real_number(value: object, what: str) -> float:
+    """A measure out of a config: positive and within float32. ModelError says what `what` is instead."""
+    if type(value) not in (int, float) or not 0 < value <= FLOAT32_MAX:  # type: ignore[operator]
+        raise ModelError(f"{what} is {quoted(value)}, wanted a positive number")
+    return float(value)  # type: ignore[arg-type]
 
 
 def families() -> tuple[Family, ...]:

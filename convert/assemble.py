@@ -5,12 +5,13 @@ The three readers (meta, hugging_face, gguf) differ in how they find tensors and
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ..errors import ModelError
-from .architecture import Dialect, Family, Match, match_names, missing_names
+from ..errors import ModelError, quoted
+from .architecture import Dialect, Family, Match, match_names, missing_names, real_number, whole_number
 from .layouts import pairs_to_halves
 from .model import Assumption, Config, LazyTensor
 
@@ -30,20 +31,23 @@ def canonical_config(family: Family, facts: Mapping[str, Any], where: str) -> Co
     missing = [key for key in keys if config.get(key) is None]
     if missing:
         raise ModelError(f"{where}: leaves out {', '.join(missing)}: facts about a model are never guessed")
-    for key in ("num_key_value_heads", "head_dim"):
-        config.setdefault(key, _derived(config, key))
-    for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"):
-        if not isinstance(config[key], int) or not 0 < config[key] < 1 << 31:
-            raise ModelError(f"{where}: {key} is {config[key]!r}, wanted a positive whole number")
+    for fact in family.facts:
+        if fact.key in config:
+            (whole_number if fact.type == "u32" else real_number)(config[fact.key], f"{where}: {fact.key}")
+    config.setdefault("num_key_value_heads", config["num_attention_heads"])
+    config.setdefault("head_dim", config["hidden_size"] // config["num_attention_heads"])
+    if not isinstance(config.get("tie_word_embeddings", False), bool):
+        raise ModelError(
+            f"{where}: tie_word_embeddings is {quoted(config['tie_word_embeddings'])}, wanted true or false"
+        )
+    try:
+        json.dumps(config, allow_nan=False)
+    except (ValueError, RecursionError):
+        raise ModelError(f"{where}: holds NaN, infinity or endless nesting, which no config can") from None
     problems = family.checks(config)
     if problems:
         raise ModelError(f"{where}: {'; '.join(problems)}")
     return config
-
-
-def _derived(config: Mapping[str, Any], key: str) -> int:
-    heads = int(config["num_attention_heads"])
-    return heads if key == "num_key_value_heads" else int(config["hidden_size"]) // max(1, heads)
 
 
 def assemble(
@@ -55,6 +59,8 @@ def assemble(
     """
     matches = match_names(family, dialect, stored, where)
     n_layers = int(config["num_hidden_layers"])
+    if n_layers > len(stored):
+        raise ModelError(f"{where}: says {n_layers} layers, yet there are {len(stored)} tensors")
     extra = sorted(name for name, match in matches.items() if match.layer is not None and match.layer >= n_layers)
     if extra:
         raise ModelError(f"{where}: the model has {n_layers} layers, yet there are tensors of more: {', '.join(extra)}")

@@ -81,7 +81,7 @@ def _facts(family: Family, metadata: Mapping[str, Any], where: str) -> tuple[dic
     if isinstance(metadata.get("smelt.config"), str):
         try:
             kept = json.loads(metadata["smelt.config"])
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ModelError(f"{where}: smelt.config is not JSON: {error}") from None
     facts = dict(kept) if isinstance(kept, dict) else {}
     for fact in family.facts:

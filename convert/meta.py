@@ -99,7 +99,7 @@ def _params(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     try:
         params = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FormatError(f"{path}: is not JSON: {error}") from None
     if isinstance(params, dict) and isinstance(params.get("model"), dict):
         params = params["model"]  # some wrappers nest the facts

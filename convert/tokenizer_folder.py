@@ -151,8 +151,8 @@ def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
             raise FormatError(f"{path}: is not UTF-8") from None
     template = settings.get("chat_template")
     if isinstance(template, list):
-        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
-        template = named.get("default")
+        entries = [entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default"]
+        template = entries[-1].get("template") if entries else None
     if template is not None and not isinstance(template, str):
         raise FormatError(
             f"{folder / 'tokenizer_config.json'}: chat_template is {type(template).__name__}, wanted text"
@@ -170,7 +170,10 @@ def _from_tokenizer_json(content: Mapping[str, Any], path: Path) -> Tokenizer | 
         raise FormatError(f"{path}: its model has no vocabulary, or merges that are no pairs")
     texts: dict[int, str] = {id_: text for text, id_ in vocab.items() if type(id_) is int}
     special: dict[int, bool] = {}
-    for token in content.get("added_tokens") or ():
+    added = content.get("added_tokens") or []
+    if not isinstance(added, list):
+        raise FormatError(f"{path}: added_tokens is {type(added).__name__}, wanted a list")
+    for token in added:
         if not isinstance(token, dict) or type(token.get("id")) is not int or not isinstance(token.get("content"), str):
             raise FormatError(f"{path}: an added token has no id or no content")
         texts[token["id"]] = token["content"]
@@ -204,7 +207,7 @@ def _scored(index: int, text: str, special: bool | None, is_unknown: bool, rank:
 
 def _pairs(merges: Any) -> list[tuple[str, str]] | None:
     """Merges in either spelling, "a b" or ["a", "b"]; None if one is neither."""
-    if not isinstance(merges, list):
+    if not isinstance(merges, list) or not all(isinstance(merge, (str, list)) for merge in merges):
         return None
     pairs = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in merges if merge]
     ok = all(len(pair) == 2 and all(isinstance(part, str) for part in pair) for pair in pairs)

@@ -1,7 +1,14 @@
 """Recipe + model -> {tensor: Scheme}: roles and places counted as llama.cpp counts them, overrides first, fallbacks last.
 
-Vectors (norms, biases) are never quantized. Precedence: the first matching --tensor-type, then --pure, then the recipe's
-rules; a row that does not divide into blocks falls back only if the user allows it, and is then listed.
+Vectors (norms, biases) are never quantized. The first of these that speaks of a matrix decides:
+
+    --leave-output-tensor   the head as it is stored
+    --token-embedding-type, --output-tensor-type
+    --tensor-type           the first that matches
+    --pure                  the recipe's base type
+    the recipe's rules
+
+A row that does not divide into blocks falls back only if the user allows it, and is then listed.
 """
 
 from __future__ import annotations
@@ -15,21 +22,26 @@ from ..convert.assemble import EMBEDDING, HEAD
 from ..convert.model import LazyTensor, Model
 from ..dtypes import DTYPES, F32, DType
 from ..errors import ModelError, UsageError
+from ..formats.gguf_types import TENSOR_IDS
 from ..kernels.scheme import Scheme, cast_scheme, has_kernel
-from .recipes import ALIASES, FALLBACKS, RECIPES, Place, Recipe, by_rule
+from .recipes import ALIASES, FALLBACKS, RECIPES, Place, Recipe, by_rule, needs_importance
 
 
 @dataclass(frozen=True)
 class ChooseOptions:
     """pure: the base type for every matrix; allow_fallback: let rows that do not divide take a wider type;
 
-    tensor_types: (regular expression over GGUF names, type), the first match wins; imatrix: importance will be given.
+    tensor_types: (regular expression over GGUF names, type), the first match wins; imatrix: importance will be given;
+    output_type, embedding_type: the head's and the embedding's type; leave_output: the head as it is stored.
     """
 
     pure: bool = False
     allow_fallback: bool = False
     tensor_types: tuple[tuple[str, str], ...] = ()
     imatrix: bool = False
+    output_type: str | None = None
+    embedding_type: str | None = None
+    leave_output: bool = False
 
 
 @dataclass(frozen=True)
@@ -39,6 +51,20 @@ class Choice:
     recipe: Recipe
     schemes: Mapping[str, Scheme]
     notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Types:
+    """A type for every tensor by canonical name, what had to give way, and the tensors that need importance."""
+
+    dtypes: Mapping[str, DType]
+    notes: tuple[str, ...]
+    need_importance: tuple[str, ...]
+
+    @property
+    def lacking(self) -> tuple[str, ...]:
+        """Names of the types that smelt cannot encode."""
+        return tuple(sorted({dtype.name for dtype in self.dtypes.values() if not has_kernel(dtype)}))
 
 
 def find_recipe(name: str) -> Recipe:
@@ -63,12 +89,32 @@ def _can_make(recipe: Recipe) -> bool:
 
 
 def choose(model: Model, recipe: Recipe, options: ChooseOptions) -> Choice:
-    """A scheme for every tensor of `model`. ModelError lists rows that do not divide, unless fallbacks are allowed."""
+    """A scheme for every tensor of `model`.
+
+    ModelError lists rows that do not divide, unless fallbacks are allowed. UsageError where a type has no kernel, or is one
+    that llama.cpp refuses to make without importance.
+    """
+    types = choose_types(model, recipe, options)
+    if types.lacking:
+        raise UsageError(f"smelt cannot encode {', '.join(types.lacking)} yet: choose another scheme or type")
+    if types.need_importance and not options.imatrix:
+        raise UsageError(
+            f"{recipe.name}: {len(types.need_importance)} tensors take a type that is useless without importance, first "
+            f"{types.need_importance[0]} ({types.dtypes[types.need_importance[0]]}): give --imatrix FILE, or choose "
+            "another scheme"
+        )
+    return Choice(recipe, {name: cast_scheme(types.dtypes[name]) for name in model.tensors}, types.notes)
+
+
+def choose_types(model: Model, recipe: Recipe, options: ChooseOptions) -> Types:
+    """The type of every tensor of `model`, whether smelt can make it or not; ModelError as `choose`."""
     family = family_by("name", model.architecture, str(model.files[0]))
     matches = match_names(family, "canonical", model.tensors, str(model.files[0]))
     overrides = _overrides(options.tensor_types)
+    named = _named_ends(model, options)
     used: set[str] = set()
     wanted: dict[str, DType] = {}
+    by_recipe: set[str] = set()
     counts: dict[str, int] = {}
     for name, match in sorted(matches.items(), key=lambda item: (item[1].layer or 0, item[1].name("gguf"))):
         tensor = model.tensors[name]
@@ -78,25 +124,57 @@ def choose(model: Model, recipe: Recipe, options: ChooseOptions) -> Choice:
         override = next(((p.pattern, t) for p, t in overrides if p.search(match.name("gguf"))), None)
         if override is not None:
             used.add(override[0])
+        if name in named:
+            wanted[name] = named[name]
+        elif override is not None:
             wanted[name] = override[1]
         elif options.pure:
             wanted[name] = DTYPES[recipe.base]
         else:
             wanted[name] = DTYPES[_typed(model, recipe, match, counts, options.imatrix)]
+            by_recipe.add(name)
     unused = [pattern for pattern, _ in options.tensor_types if pattern not in used]
     if unused:
         raise UsageError(
             f"--tensor-type {', '.join(unused)}: matches no tensor; names are GGUF's, as blk.0.attn_v.weight"
         )
-    wanted, notes = _with_fallbacks(model.tensors, wanted, options.allow_fallback)
-    lacking = sorted({dtype.name for dtype in wanted.values() if not has_kernel(dtype)})
-    if lacking:
-        raise UsageError(f"smelt cannot encode {', '.join(lacking)} yet: choose another scheme or type")
-    return Choice(recipe, {name: cast_scheme(wanted[name]) for name in model.tensors}, notes)
+    head = head_name(model)
+    dtypes, notes = _with_fallbacks(model.tensors, wanted, head if head in by_recipe else None, options.allow_fallback)
+    needing = tuple(
+        matches[name].name("gguf")
+        for name, dtype in dtypes.items()
+        if needs_importance(recipe, matches[name].row.role, dtype.name)
+    )
+    return Types(dtypes, notes, needing)
+
+
+def head_name(model: Model) -> str:
+    """The canonical name of the tensor that makes the logits: the embedding where the head is tied to it."""
+    return HEAD if HEAD in model.tensors else EMBEDDING
+
+
+def _named_ends(model: Model, options: ChooseOptions) -> dict[str, DType]:
+    """What the options say of the embedding and the head by name. UsageError for a head that the model does not have."""
+    named: dict[str, DType] = {}
+    head = head_name(model)
+    if options.leave_output:
+        if options.output_type is not None:
+            raise UsageError("--leave-output-tensor and --output-tensor-type contradict each other: give one of them")
+        if head != HEAD:
+            raise UsageError(
+                "--leave-output-tensor: this model has no output.weight, its head is the embedding: "
+                "say --token-embedding-type f16"
+            )
+        named[head] = model.tensors[head].dtype
+    if options.output_type is not None:
+        named[head] = _dtype("--output-tensor-type", options.output_type)
+    if options.embedding_type is not None:  # wins where one tensor is both, as in llama.cpp
+        named[EMBEDDING] = _dtype("--token-embedding-type", options.embedding_type)
+    return named
 
 
 def _typed(model: Model, recipe: Recipe, match: Match, counts: dict[str, int], imatrix: bool) -> str:
-    """The recipe's type for one matrix; counts advance as llama.cpp's do."""
+    """The recipe's type for one matrix; counts advance as llama.cpp's do: not for tensors that an override takes."""
     role = match.row.role
     config = model.config
     if role == "token_embd" and HEAD not in model.tensors and match.row.canonical == EMBEDDING:
@@ -105,39 +183,42 @@ def _typed(model: Model, recipe: Recipe, match: Match, counts: dict[str, int], i
     counts[role] = i + 1
     heads, kv_heads = int(config["num_attention_heads"]), int(config["num_key_value_heads"])
     n = int(config["num_hidden_layers"])
-    place = Place(i, n, heads // max(1, kv_heads), int(config.get("num_local_experts") or 0), imatrix)
-    chosen = recipe.base if recipe.base in ("F32", "F16", "BF16") else by_rule(recipe, role, place)
     is_70b = model.architecture == "llama" and n == 80 and heads != kv_heads
-    if role == "attn_v" and is_70b and chosen in ("Q3_K", "Q4_K"):
-        chosen = "Q5_K"  # eight times smaller under grouped-query attention: bits are cheap there
-    if role in ("attn_v", "attn_k") and place.experts == 8 and recipe.base not in ("F32", "F16", "BF16"):
-        chosen = "Q8_0"
-    return chosen
+    experts = int(config.get("num_local_experts") or 0)
+    return by_rule(recipe, role, Place(i, n, heads // max(1, kv_heads), experts, imatrix, is_70b))
+
+
+def _dtype(option: str, name: str) -> DType:
+    """A type by its name in any case; UsageError where there is none, or GGUF cannot hold it."""
+    if name.upper() not in TENSOR_IDS:
+        raise UsageError(f"{option} {name}: the type is unknown; GGUF has {', '.join(TENSOR_IDS).lower()}")
+    return DTYPES[name.upper()]
 
 
 def _overrides(tensor_types: Sequence[tuple[str, str]]) -> list[tuple[re.Pattern[str], DType]]:
     compiled = []
     for pattern, name in tensor_types:
-        if name.upper() not in DTYPES:
-            raise UsageError(f"--tensor-type {pattern}={name}: the type is unknown")
         try:
-            compiled.append((re.compile(pattern), DTYPES[name.upper()]))
+            compiled.append((re.compile(pattern), _dtype(f"--tensor-type {pattern}:", name)))
         except re.error as error:
             raise UsageError(f"--tensor-type {pattern}={name}: not a regular expression: {error}") from None
     return compiled
 
 
 def _with_fallbacks(
-    tensors: Mapping[str, LazyTensor], wanted: Mapping[str, DType], allow: bool
+    tensors: Mapping[str, LazyTensor], wanted: Mapping[str, DType], head: str | None, allow: bool
 ) -> tuple[dict[str, DType], tuple[str, ...]]:
-    """Types whose blocks divide the rows. ModelError names every tensor that would change, unless `allow`."""
+    """Types whose blocks divide the rows. ModelError names every tensor that would change, unless `allow`.
+
+    `head` is the head if a recipe chose its type: llama.cpp then falls back to Q8_0 whatever the type was.
+    """
     fitted: dict[str, DType] = {}
     changed: list[str] = []
     for name, dtype in wanted.items():
         columns = tensors[name].shape[-1]
         fit = dtype
         if columns % fit.block:
-            fit = DTYPES[FALLBACKS.get(dtype.name, "F16")]
+            fit = DTYPES["Q8_0" if name == head else FALLBACKS.get(dtype.name, "F16")]
         if columns % fit.block:
             fit = DTYPES["F16"]
         if fit != dtype:

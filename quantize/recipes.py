@@ -3,9 +3,9 @@
     role        a rule is (recipes, condition, type); the first that matches wins, else the recipe's base type
 
 Conditions speak of: i, the tensor's place among those of its role; n, how many there are; gqa, query heads for each KV
-head; experts; imatrix, whether importance is given. `more_bits` is the first eighth, the last eighth and every third layer
-between. Source: llama.cpp, llama-quant.cpp (facts, re-stated as a table); checked against files that llama.cpp's library
-makes.
+head; experts; imatrix, whether importance is given; is_70b, a `llama` of 80 layers that shares KV heads. `more_bits` is
+the first eighth, the last eighth and every third layer between. Source: llama.cpp, llama-quant.cpp (facts, re-stated as a
+table); the tests compare every recipe, with and without importance, with llama.cpp's own library.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ RECIPES = {
 
 ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 
-# llama.cpp refuses to make these without an importance matrix
-NEED_IMPORTANCE = {"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "Q2_K_S"}
+# types that llama.cpp refuses to make without an importance matrix, whatever the recipe that asks for them
+NEED_IMPORTANCE = {"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS"}
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,7 @@ class Place:
     gqa: int
     experts: int
     imatrix: bool
+    is_70b: bool = False
 
 
 def more_bits(place: Place) -> bool:
@@ -94,6 +95,10 @@ def _first(divisor: int) -> Callable[[Place], bool]:
     return lambda place: place.i < place.n // divisor
 
 
+def _middle(place: Place) -> bool:
+    return place.n // 8 <= place.i < 7 * place.n // 8
+
+
 def _gqa4(place: Place) -> bool:
     return place.gqa >= 4
 
@@ -104,6 +109,14 @@ def _gqa_or_experts4(place: Place) -> bool:
 
 def _experts8(place: Place) -> bool:
     return place.experts == 8
+
+
+def _not_experts8(place: Place) -> bool:
+    return place.experts != 8
+
+
+def _dense(place: Place) -> bool:
+    return place.experts == 0
 
 
 def _plain(place: Place) -> bool:
@@ -122,6 +135,8 @@ class Rule:
 _TINY = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M")
 _TWO = ("IQ2_S", "IQ2_M")
 _LOW = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS")
+_FLOAT = ("F32", "F16", "BF16")
+_GENERAL = tuple(name for name in RECIPES if name not in (*_TINY, *_FLOAT))
 _EIGHT = ("Q2_K", "IQ3_XS", "IQ3_XXS", "Q3_K_S", "Q3_K_M", "IQ4_NL", "Q4_K_S", "Q4_K_M", "IQ3_S", "IQ3_M", "IQ4_XS")
 
 RULES: dict[str, tuple[Rule, ...]] = {
@@ -129,6 +144,8 @@ RULES: dict[str, tuple[Rule, ...]] = {
         Rule(_TINY, "Q4_K", _gqa_or_experts4),
         Rule(_TWO, "IQ3_S"),
         Rule(_LOW, "Q2_K"),
+        Rule(("MXFP4_MOE",), "Q8_0"),
+        Rule(_GENERAL, "Q8_0", _experts8),
         Rule(("Q2_K",), "Q4_K", _gqa4),
         Rule(("Q2_K",), "Q3_K"),
         Rule(("Q2_K_S", "IQ3_XXS", "IQ3_XS", "IQ3_S"), "Q4_K", _gqa4),
@@ -143,10 +160,12 @@ RULES: dict[str, tuple[Rule, ...]] = {
     ),
     "attn_k": (
         Rule(_TINY, "Q4_K", _experts8),
-        Rule(("IQ3_XS",), "IQ3_XXS", lambda place: place.experts != 8),
-        Rule(("IQ3_XXS",), "IQ2_S", lambda place: place.experts != 8),
+        Rule(("MXFP4_MOE",), "Q8_0"),
+        Rule(_GENERAL, "Q8_0", _experts8),
+        Rule(("IQ3_XS",), "IQ3_XXS"),
+        Rule(("IQ3_XXS",), "IQ2_S"),
     ),
-    "attn_q": (Rule(("IQ3_XS",), "IQ3_XXS"), Rule(("IQ3_XXS",), "IQ2_S")),
+    "attn_q": (Rule(("IQ3_XS",), "IQ3_XXS"), Rule(("IQ3_XXS",), "IQ2_S"), Rule(("MXFP4_MOE",), "Q8_0")),
     "ffn_down": (
         Rule(_TWO, "IQ3_S", _first(8)),
         Rule(_LOW, "Q2_K", _first(8)),
@@ -163,6 +182,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
         Rule(("Q4_K_S",), "Q5_K", _first(8)),
         Rule(("Q4_0",), "Q4_1", lambda place: place.imatrix and _first(8)(place)),
         Rule(("Q5_0",), "Q5_1", lambda place: place.imatrix and _first(8)(place)),
+        Rule(("MXFP4_MOE",), "Q8_0", _dense),
     ),
     "attn_output": (
         Rule((*_TINY, *_EIGHT), "Q5_K", _experts8),
@@ -171,18 +191,20 @@ RULES: dict[str, tuple[Rule, ...]] = {
         Rule(("Q2_K",), "Q3_K"),
         Rule(("IQ3_XXS",), "IQ3_S"),
         Rule(("Q3_K_M", "IQ3_M"), "Q4_K"),
-        Rule(("Q3_K_L",), "Q5_K"),
+        Rule(("Q3_K_L",), "Q5_K", _not_experts8),
+        Rule(("MXFP4_MOE",), "Q8_0"),
     ),
-    "ffn_gate": (Rule(("IQ3_XS",), "IQ3_XXS", lambda p: p.n // 8 <= p.i < 7 * p.n // 8),),
-    "ffn_up": (Rule(("IQ3_XS",), "IQ3_XXS", lambda p: p.n // 8 <= p.i < 7 * p.n // 8),),
+    "ffn_gate": (Rule(("IQ3_XS",), "IQ3_XXS", _middle), Rule(("MXFP4_MOE",), "Q8_0", _dense)),
+    "ffn_up": (Rule(("IQ3_XS",), "IQ3_XXS", _middle), Rule(("MXFP4_MOE",), "Q8_0", _dense)),
     "token_embd": (
+        Rule(("MXFP4_MOE",), "Q8_0"),
         Rule(("IQ2_XXS", "IQ2_XS", "IQ1_S", "IQ1_M"), "Q2_K"),
         Rule(("IQ2_S", "IQ2_M", "IQ3_XXS"), "IQ3_S"),
         Rule(("TQ1_0", "TQ2_0"), "Q4_K"),
     ),
     "output": (
         Rule((*_TINY, "IQ3_XXS"), "Q5_K"),
-        Rule(("Q8_0", "MXFP4_MOE", "F16", "F32", "BF16"), "Q8_0"),
+        Rule(("Q8_0", "MXFP4_MOE"), "Q8_0"),
         Rule(tuple(RECIPES), "Q6_K"),
     ),
 }
@@ -198,6 +220,18 @@ FALLBACKS = {
 
 
 def by_rule(recipe: Recipe, role: str, place: Place) -> str:
-    """The type that `recipe` gives a tensor of `role`, before any fallback."""
+    """The type that `recipe` gives a tensor of `role`, before any fallback. A float recipe gives every matrix its type."""
+    if recipe.base in _FLOAT:
+        return recipe.base
     rules = RULES.get(role, ())
-    return next((rule.type for rule in rules if recipe.name in rule.recipes and rule.when(place)), recipe.base)
+    chosen = next((rule.type for rule in rules if recipe.name in rule.recipes and rule.when(place)), recipe.base)
+    if role == "attn_v" and place.is_70b and recipe.name in _GENERAL and chosen in ("Q3_K", "Q4_K"):
+        return "Q5_K"  # eight times smaller under grouped-query attention: bits are cheap there
+    return chosen
+
+
+def needs_importance(recipe: Recipe, role: str, type_name: str) -> bool:
+    """True where llama.cpp refuses to make `type_name` for a tensor of `role` without importance."""
+    if role in ("token_embd", "output"):
+        return False
+    return type_name in NEED_IMPORTANCE or (recipe.name == "Q2_K_S" and type_name == "Q2_K")

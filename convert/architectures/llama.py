@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from ...dtypes import Shape
-from ...errors import ModelError
-from ..architecture import Fact, Family, Row
+from ...errors import ModelError, quoted
+from ..architecture import Fact, Family, Row, real_number, whole_number
 
 _LAYER = "model.layers.{layer}."
 _Q = ("q_rows", "hidden_size")
@@ -171,10 +171,11 @@ def from_params(params: Mapping[str, Any], shapes: Mapping[str, Shape], dtype: s
         raise ModelError(f"params.json and the weights leave out {', '.join(missing)}: this is no LLaMA checkpoint")
     if params.get("use_scaled_rope"):
         raise ModelError("params.json says use_scaled_rope: Llama 3.1's rotary scaling is not supported by smelt yet")
-    dim, n_layers, n_heads = int(params["dim"]), int(params["n_layers"]), int(params["n_heads"])
-    if n_heads <= 0 or dim % n_heads:
+    dim, n_layers, n_heads = (whole_number(params[key], f"params.json: {key}") for key in ("dim", "n_layers", "n_heads"))
+    if dim % n_heads:
         raise ModelError(f"params.json: dim {dim} does not divide by n_heads {n_heads}")
-    n_kv_heads = int(params.get("n_kv_heads") or n_heads)
+    given = {key: value for key, value in params.items() if value is not None}
+    n_kv_heads = whole_number(given.get("n_kv_heads", n_heads), "params.json: n_kv_heads")
     head_dim = dim // n_heads
     config: dict[str, Any] = {
         "hidden_size": dim,
@@ -183,30 +184,33 @@ def from_params(params: Mapping[str, Any], shapes: Mapping[str, Shape], dtype: s
         "num_key_value_heads": n_kv_heads,
         "head_dim": head_dim,
         "intermediate_size": shapes["layers.0.feed_forward.w1.weight"][0],
-        "rms_norm_eps": float(params["norm_eps"]),
-        "rope_theta": float(params.get("rope_theta") or ROPE_THETA),
+        "rms_norm_eps": real_number(params["norm_eps"], "params.json: norm_eps"),
+        "rope_theta": real_number(given.get("rope_theta", ROPE_THETA), "params.json: rope_theta"),
         "vocab_size": shapes["tok_embeddings.weight"][0],
     }
     named = params.get("vocab_size")
     if named not in (None, -1, config["vocab_size"]):
-        raise ModelError(f"params.json says vocab_size {named}, tok_embeddings.weight has {config['vocab_size']} rows")
+        raise ModelError(f"params.json says vocab_size {quoted(named)}, tok_embeddings.weight has {config['vocab_size']} rows")
     context = params.get("max_seq_len")
     if context is None:
         shape = (dim, n_layers, n_heads, n_kv_heads, dtype)
         context = next((row.context for row in PUBLISHED if row[:5] == shape and "rope_theta" not in params), None)
     if context is not None:
-        config["max_position_embeddings"] = int(context)
+        config["max_position_embeddings"] = whole_number(context, "params.json: max_seq_len")
     return config
 
 
 def checks(config: Mapping[str, Any]) -> list[str]:
     """What a `llama` config may not say, because the shared tables would get it wrong."""
     problems = []
+    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+    if heads % kv_heads:
+        problems.append(f"{heads} query heads do not divide among {kv_heads} key-value heads")
     if config.get("rope_scaling") is not None:
-        problems.append(f"rope_scaling {config['rope_scaling']!r} is not supported by smelt yet")
+        problems.append(f"rope_scaling {quoted(config['rope_scaling'])} is not supported by smelt yet")
     problems += [f"{key} is set: biases have no row" for key in ("attention_bias", "mlp_bias") if config.get(key)]
     if config.get("hidden_act", "silu") != "silu":
-        problems.append(f"hidden_act {config['hidden_act']!r} is not silu")
+        problems.append(f"hidden_act {quoted(config['hidden_act'])} is not silu")
     return problems
 
 

@@ -53,9 +53,11 @@ def narrow_half(value: np.float32) -> np.uint32:
 
 
 @jit
-def round_half(value: np.float32) -> np.float32:
-    """The nearest fp16 number, as float32."""
-    return widen_half(narrow_half(value))
+def round_scale(value: np.float32) -> np.float32:
+    """The nearest fp16 number, as float32; never 0 for what is not 0."""
+    bits = narrow_half(value)
+    lost = np.uint32(bits & HALF_MAGNITUDE) == np.uint32(0) and value != np.float32(0)
+    return widen_half(np.uint32(bits | ONE) if lost else bits)
 
 
 @jit

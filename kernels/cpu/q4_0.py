@@ -10,7 +10,7 @@ from ..reference.checks import SEARCH_LIMIT, refuse_non_finite, refuse_scale, re
 from ..reference.q4_0 import BLEND, GRID, OFFSETS
 from ..reference.q8_0 import FP32_MIN
 from ..scheme import Packed, Rows
-from .half import HALF_LIMIT, INFINITY, MAGNITUDE, SIGN, narrow_half, round_half, widen_half
+from .half import HALF_LIMIT, INFINITY, MAGNITUDE, SIGN, narrow_half, round_scale, widen_half
 from .jit import jit
 from .tile import (
     ONE,
@@ -120,7 +120,7 @@ def _encode_searched(blocks: Floats, bits: Bits, importance: Floats, packed: Byt
         for lane in range(LANES):
             if abs(scale[lane]) >= HALF_LIMIT and overflowed == SOUND:
                 overflowed = first + lane
-            d[lane] = round_half(scale[lane])
+            d[lane] = round_scale(scale[lane])
         _fit_again(x, w, d)
         _store(x, d, first, packed)
     return overflowed
@@ -165,10 +165,9 @@ def _fit_blocks(x: Floats, w: Floats, scale: Floats) -> None:
         inverse[lane] = reciprocal(squares[lane] if squares[lane] >= -cross[lane] else cross[lane])
         best[lane] = scale[lane] = chosen[lane] = centre[lane] = ZERO
     for attempt in range(N_TRIED):
-        if attempt == N_GRID:
-            centre[:] = chosen
         g = GRID[attempt] if attempt < N_GRID else OFFSETS[attempt - N_GRID]
         for lane in range(LANES):
+            centre[lane] = chosen[lane] if attempt == N_GRID else centre[lane]
             trial[lane] = (centre[lane] + g) * inverse[lane]
         fit_sums(x, w, trial, LOW, HIGH, cross, squares)
         for lane in range(LANES):
@@ -191,7 +190,7 @@ def _fit_again(x: Floats, w: Floats, d: Floats) -> None:
     fit_sums(x, w, inverse, LOW, HIGH, again, squares)
     for lane in range(LANES):
         fitted = again[lane] * reciprocal(squares[lane])
-        again[lane] = round_half(fitted) if abs(fitted) < HALF_LIMIT else d[lane]
+        again[lane] = round_scale(fitted) if abs(fitted) < HALF_LIMIT else d[lane]
         inverse[lane] = reciprocal(again[lane])
     exact_error(x, w, again, inverse, LOW, HIGH, error_again)
     for lane in range(LANES):

@@ -9,7 +9,7 @@ from ...dtypes import Q4_K as DTYPE
 from ..reference.checks import SEARCH_LIMIT, refuse_scale, refuse_values, relative_importance
 from ..reference.q4_k import BLEND, EDGES, GRID, NEIGHBOURS
 from ..scheme import Packed, Rows
-from .half import HALF_LIMIT, narrow_half, round_half, widen_half
+from .half import HALF_LIMIT, narrow_half, round_scale, widen_half
 from .jit import jit
 from .tile import (
     ONE,
@@ -175,8 +175,9 @@ def _fit_blocks(x: Floats, w: Floats, centred: Floats, fixed: Floats, fit: Float
         bottom[lane] = min(bottom[lane], ZERO)
         span[lane] = span[lane] - bottom[lane]
         inverse_span[lane] = reciprocal(span[lane])
-        best[lane] = fit[0, lane] = ZERO
-        fit[1, lane] = min(fixed[2, lane], ZERO)
+        positive = max(fixed[2, lane], ZERO)
+        best[lane] = -(positive * positive * fixed[0, lane])
+        fit[0, lane], fit[1, lane] = ZERO, min(fixed[2, lane], ZERO)
     for g in GRID:
         for edge in EDGES:
             for lane in range(LANES):
@@ -217,7 +218,7 @@ def _largest(fit: Floats, state: Floats, first: int, overflowed: int) -> int:
         scale, low = scale / SCALE_TOP, low / SCALE_TOP
         if max(scale, low) >= HALF_LIMIT and overflowed == SOUND:
             overflowed = first + b
-        state[0, b], state[1, b] = round_half(scale), round_half(low)
+        state[0, b], state[1, b] = round_scale(scale), round_scale(low)
     return overflowed
 
 
@@ -241,7 +242,8 @@ def _round_scales(x: Floats, w: Floats, fixed: Floats, fit: Floats, state: Float
     spread(state[1], dmin)
     best[:] = INFINITE
     rounded[:] = ZERO
-    low[:] = fit[1]
+    for lane in range(LANES):
+        low[lane] = fit[1, lane]
     for k in NEIGHBOURS:
         for lane in range(LANES):
             nearest = code(fit[0, lane] * reciprocal(d[lane]), ZERO, SCALE_TOP)
@@ -327,7 +329,7 @@ def _solve(normal: Floats, d_before: np.float32, dmin_before: np.float32) -> tup
         d, dmin = (ax * bb - bx * ab) * inverse, (ax * ab - bx * aa) * inverse
     if not (d > TINY and dmin >= ZERO):
         return d_before, dmin_before
-    return round_half(d) if d < HALF_LIMIT else d_before, round_half(dmin) if dmin < HALF_LIMIT else dmin_before
+    return round_scale(d) if d < HALF_LIMIT else d_before, round_scale(dmin) if dmin < HALF_LIMIT else dmin_before
 
 
 @jit

@@ -7,12 +7,11 @@ from numpy.typing import NDArray
 
 from ...dtypes import Q6_K as DTYPE
 from ..reference.checks import SEARCH_LIMIT, refuse_scale, refuse_values, relative_importance
-from ..reference.q6_k import BLEND, GRID, NEIGHBOURS, TOPS
+from ..reference.q6_k import BLEND, GRID, NEIGHBOURS, TOP
 from ..scheme import Packed, Rows
-from .half import HALF_LIMIT, narrow_half, round_half, widen_half
+from .half import HALF_LIMIT, narrow_half, round_scale, widen_half
 from .jit import jit
 from .tile import (
-    ONE,
     SOUND,
     VALUE_REFUSED,
     ZERO,
@@ -38,7 +37,6 @@ LANES = BLOCKS * COUNT
 LIMIT_BITS = SEARCH_LIMIT.view(np.uint32)
 ELEMENTS = np.float32(DTYPE.block)
 LOW, HIGH, SCALE_LOW, SCALE_HIGH = np.float32(-32), np.float32(31), np.float32(-128), np.float32(127)
-INVERSE_TOPS = tuple(ONE / t for t in TOPS)
 INFINITE = np.float32(np.inf)
 
 Bytes = NDArray[np.uint8]
@@ -99,12 +97,13 @@ def _encode(blocks: Floats, bits: Bits, importance: Floats, packed: Bytes) -> in
         _fit_blocks(x, w, scale)
         _largest(scale, largest)
         error[:] = INFINITE
-        for attempt in range(len(INVERSE_TOPS) + 1):
-            if attempt < len(INVERSE_TOPS):
-                overflowed = _under_top(scale, largest, INVERSE_TOPS[attempt], d_tried, near, first, overflowed)
+        for attempt in range(2):
+            if attempt == 0:
+                overflowed = _under_top(scale, largest, d_tried, near, first, overflowed)
             else:
                 _fit_super(x, w, d, scales, d_tried)
-                near[:] = scales
+                for lane in range(LANES):
+                    near[lane] = scales[lane]
             _round_scales(x, w, near, d_tried, tried, error_tried)
             _keep_less(error_tried, d_tried, tried, error, d, scales)
         _final_codes(x, d, scales, q)
@@ -164,15 +163,13 @@ def _largest(scale: Floats, largest: Floats) -> None:
 
 
 @jit
-def _under_top(
-    scale: Floats, largest: Floats, inverse_top: np.float32, d: Floats, near: Floats, first: int, overflowed: int
-) -> int:
-    """The d that puts the largest block scale on a top, and the scales nearest under it."""
+def _under_top(scale: Floats, largest: Floats, d: Floats, near: Floats, first: int, overflowed: int) -> int:
+    """The d that puts the largest block scale on -128, and the scales nearest under it."""
     for b in range(COUNT):
-        top = largest[b] * inverse_top
+        top = largest[b] / TOP
         if abs(top) >= HALF_LIMIT and overflowed == SOUND:
             overflowed = first + b
-        d[b] = round_half(top)
+        d[b] = round_scale(top)
     spread(d, near)
     for lane in range(LANES):
         near[lane] = code(scale[lane] * reciprocal(near[lane]), SCALE_LOW, SCALE_HIGH)
@@ -221,7 +218,7 @@ def _fit_super(x: Floats, w: Floats, d: Floats, scales: Floats, fitted: Floats) 
     sum_super(squares, bottom)
     for b in range(COUNT):
         value = top[b] * reciprocal(bottom[b])
-        fitted[b] = round_half(value) if value != ZERO and abs(value) < HALF_LIMIT else d[b]
+        fitted[b] = round_scale(value) if value != ZERO and abs(value) < HALF_LIMIT else d[b]
 
 
 @jit

@@ -44,10 +44,12 @@ class Launch:
     num_warps: int
 
     def __call__(self, n_blocks: int, *arguments: Tensor | int) -> None:
-        """Run enough programs for `n_blocks`; the arguments are those of `types`, in order."""
+        """Run enough programs for `n_blocks`, where the first argument lies; the arguments are those of `types`, in order."""
         grid = (triton.cdiv(n_blocks, self.blocks),)
         options = {"num_warps": self.num_warps, "enable_fp_fusion": FUSION}
-        self.kernel[grid](*arguments, BLOCKS=self.blocks, **options)
+        # Triton launches on the current device
+        with torch.cuda.device_of(arguments[0]):  # type: ignore[no-untyped-call]
+            self.kernel[grid](*arguments, BLOCKS=self.blocks, **options)
 
 
 def encode(launch: Launch, dtype: DType, rows: Tensor, *knowledge: Tensor | int) -> Tensor:

@@ -179,7 +179,7 @@ def _means(rows: torch.Tensor) -> torch.Tensor:
     """float[n, columns] -> float32[n], the mean of x^2 of each row."""
     mean = torch.empty(rows.shape[0], dtype=torch.float32, device=rows.device)
     if rows.numel():
-        MEAN_SQUARE(rows.shape[0], rows, mean, rows.shape[0], rows.shape[1] // 32)
+        MEAN_SQUARE(rows.shape[0], rows.contiguous(), mean, rows.shape[0], rows.shape[1] // 32)
     return mean
 
 

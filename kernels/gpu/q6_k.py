@@ -41,11 +41,9 @@ from .search import (
 
 DTYPE = Q6_K
 GRID = tl.constexpr(tuple(float(g) for g in reference.GRID))
-TOP_INVERSES = tl.constexpr(tuple(float(1 / t) for t in reference.TOPS))
+TOP_INVERSE = tl.constexpr(float(1 / reference.TOP))  # a power of two: the product is the quotient
 NEIGHBOURS = tl.constexpr(tuple(float(k) for k in reference.NEIGHBOURS))
-N_GRID, N_TOPS, N_NEIGHBOURS = (
-    tl.constexpr(len(grid)) for grid in (reference.GRID, reference.TOPS, reference.NEIGHBOURS)
-)
+N_GRID, N_NEIGHBOURS = tl.constexpr(len(reference.GRID)), tl.constexpr(len(reference.NEIGHBOURS))
 BLEND = tl.constexpr(float(reference.BLEND))
 
 
@@ -78,24 +76,22 @@ def _search(x, weight, packed, flag, block, n_blocks):
     S: tl.constexpr = block.shape[0] // 16
     low, high, finite = extremes(x)
     scale = _fit_block(x, weight, reciprocal(signed_extreme(low, high)))
-    largest = _signed_largest_of_16(scale)
-    overflow = is_half_infinity(half_bits(largest * pick(TOP_INVERSES, N_TOPS, N_TOPS - 1)))
+    d = half(_signed_largest_of_16(scale) * TOP_INVERSE)
+    overflow = is_half_infinity(half_bits(d))
     inside = block < n_blocks * 16
     flag_blocks(flag, block // 16, inside & ~finite, inside & out_of_range(low, high), inside & overflow)
 
     least = tl.full(low.shape, float("inf"), tl.float32)
-    best_d, scales = tl.zeros_like(low), tl.zeros_like(low)
-    for attempt in range(0, N_TOPS + 1):
-        # each of TOPS sets d; the last attempt fits it to the best of them
-        d = half(largest * pick(TOP_INVERSES, N_TOPS, attempt))
-        nearest = codes(scale * reciprocal(d), -128, 127)
-        d = tl.where(attempt < N_TOPS, d, _fit_super(x, weight, best_d, scales))
-        nearest = tl.where(attempt < N_TOPS, nearest, scales)
+    best_d, scales = d, tl.zeros_like(d)
+    nearest = codes(scale * reciprocal(d), -128, 127)
+    for _ in range(0, 2):
         tried, tried_error = _round_scales(x, weight, nearest, d)
         better = tried_error < least
         least = tl.where(better, tried_error, least)
         best_d = tl.where(better, d, best_d)
         scales = tl.where(better, tried, scales)
+        d = _fit_super(x, weight, d, tried)
+        nearest = tried
     _store(packed, tl.reshape(block // 16, (S, 16)), n_blocks, x, best_d, scales)
 
 

@@ -23,7 +23,7 @@ from ...dtypes import Q4_0 as DTYPE
 from ..scheme import Packed, Rows
 from .checks import SEARCH_LIMIT, refuse_non_finite, refuse_overflow, refuse_scales, relative_importance
 from .q8_0 import FP32_MIN
-from .search import Floats, bytes_half, codes, half, half_bytes, half_or, reciprocal, signed_extreme, total
+from .search import Floats, bytes_half, codes, half_bytes, half_scale, half_scale_or, reciprocal, signed_extreme, total
 
 __all__ = ["BLEND", "DTYPE", "GRID", "decode", "encode"]
 
@@ -95,9 +95,9 @@ def _searched(x: Floats, weights: Floats, columns: int) -> tuple[Floats, Floats]
         better = gain > best
         best, scale = np.where(better, gain, best), np.where(better, fitted, scale)
     refuse_scales(scale, columns, DTYPE.block)
-    d = half(scale)
+    d = half_scale(scale)
     q, error = _exact(x, weights, d)
-    again = half_or(_fit(x, weights, q)[0], d)
+    again = half_scale_or(_fit(x, weights, q)[0], d)
     q_again, error_again = _exact(x, weights, again)
     better = error_again < error
     return np.where(better, again, d), np.where(better[:, None], q_again, q) + np.float32(8)

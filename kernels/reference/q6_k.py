@@ -13,8 +13,8 @@ The search minimises sum(w * (decoded - x)^2) under ggml's weights, made a littl
     w = importance + BLEND           with importance, whose mean is 1
 
     1. each block alone: for each grid point g, codes = round(x * g / extreme) -> fitted scale and gain (search.py)
-    2. for each t in TOPS: d = fp16(the block scale of largest magnitude / t); per block the rounded scale and its
-       neighbours are tried exactly; the t of least error is kept
+    2. d = fp16(the block scale of largest magnitude / -128); per block the rounded scale and its neighbours are tried
+       exactly
     3. d is fitted to all codes of the super-block, step 2 once more under it; kept where the error is less
 
 Layout: ggml, block_q6_K. The weights are those of ggml's quantize_q6_K; the search is smelt's own.
@@ -29,15 +29,26 @@ import numpy as np
 from ...dtypes import Q6_K as DTYPE
 from ..scheme import Packed, Rows
 from .checks import SEARCH_LIMIT, refuse_scales, refuse_values, relative_importance
-from .search import ONE, ZERO, Floats, bytes_half, codes, half, half_bytes, half_or, reciprocal, signed_extreme, total
+from .search import (
+    ZERO,
+    Floats,
+    bytes_half,
+    codes,
+    half_bytes,
+    half_scale,
+    half_scale_or,
+    reciprocal,
+    signed_extreme,
+    total,
+)
 
-__all__ = ["BLEND", "DTYPE", "GRID", "NEIGHBOURS", "TOPS", "decode", "encode"]
+__all__ = ["BLEND", "DTYPE", "GRID", "NEIGHBOURS", "TOP", "decode", "encode"]
 
 BLOCK, BLOCKS = 16, 16
 
 # Where the extreme weight lands: near code -32 with one sign of the scale, near 31 with the other.
 GRID = tuple(np.float32(g) for g in (-32.8, -32.4, -32.0, -31.6, -31.2, -30.8, 30.4, 30.9, 31.4))
-TOPS = (np.float32(-128),)
+TOP = np.float32(-128)
 NEIGHBOURS = tuple(np.float32(k) for k in (-1, 0, 1))
 BLEND = np.float32(0.2)
 
@@ -78,9 +89,10 @@ def decode(packed: Packed) -> Rows:
 def _split(q: Packed) -> tuple[Packed, Packed]:
     """Codes 0..63, [n, 16, 16] -> their low 4 bits [n, 128] and high 2 bits [n, 64]."""
     c = q.reshape(-1, 2, 4, 32)
-    low: Packed = np.stack([c[:, :, 0] & 15 | c[:, :, 2] << 4, c[:, :, 1] & 15 | c[:, :, 3] << 4], axis=2)
-    top = c >> 4
-    high: Packed = top[:, :, 0] | top[:, :, 1] << 2 | top[:, :, 2] << 4 | top[:, :, 3] << 6
+    four, fifteen = np.uint8(4), np.uint8(15)
+    low = np.stack([c[:, :, 0] & fifteen | c[:, :, 2] << four, c[:, :, 1] & fifteen | c[:, :, 3] << four], axis=2)
+    top = c >> four
+    high: Packed = top[:, :, 0] | top[:, :, 1] << np.uint8(2) | top[:, :, 2] << four | top[:, :, 3] << np.uint8(6)
     return low.reshape(-1, 128), high.reshape(-1, 64)
 
 
@@ -97,18 +109,11 @@ class _Found:
 def _search(x: Floats, weights: Floats, columns: int) -> _Found:
     scale = _fit_blocks(x, weights)
     largest = signed_extreme(scale)
-    refuse_scales(largest * (ONE / TOPS[-1]), columns, DTYPE.block)
-    found = _under_top(x, weights, scale, largest, TOPS[0])
-    for t in TOPS[1:]:
-        found = _less(_under_top(x, weights, scale, largest, t), found)
+    d = largest / TOP
+    refuse_scales(d, columns, DTYPE.block)
+    found = _round_scales(x, weights, codes(scale * reciprocal(half_scale(d))[:, None], -128, 127), half_scale(d))
     again = _round_scales(x, weights, found.scales, _fit_super(x, weights, found))
     return _less(again, found)
-
-
-def _under_top(x: Floats, weights: Floats, scale: Floats, largest: Floats, top: np.float32) -> _Found:
-    """Step 2 with the d that puts the largest block scale on `top`."""
-    d = half(largest * (ONE / top))
-    return _round_scales(x, weights, codes(scale * reciprocal(d)[:, None], -128, 127), d)
 
 
 def _fit_blocks(x: Floats, weights: Floats) -> Floats:
@@ -148,7 +153,7 @@ def _fit_super(x: Floats, weights: Floats, found: _Found) -> Floats:
     cross = total(found.scales * total(wq * x))
     squares = total(found.scales * found.scales * total(wq * found.q))
     d = cross * reciprocal(squares)
-    return half_or(np.where(d != ZERO, d, found.d), found.d)
+    return half_scale_or(np.where(d != ZERO, d, found.d), found.d)
 
 
 def _less(a: _Found, b: _Found) -> _Found:

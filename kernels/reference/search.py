@@ -18,6 +18,7 @@ Floats = NDArray[np.float32]
 
 TINY = np.float32(1e-30)  # far below fp16's smallest number: anything less is as good as zero
 HALF_OVERFLOW = np.float32(65520.0)  # the least number that fp16 rounds to infinity
+HALF_SMALLEST = np.float32(2.0**-24)
 ZERO, ONE = np.float32(0), np.float32(1)
 
 
@@ -42,15 +43,22 @@ def codes(values: Floats, low: int, high: int) -> Floats:
     return result
 
 
-def half(values: Floats) -> Floats:
-    """The nearest fp16 number, half to even, as float32; below `HALF_OVERFLOW`."""
-    return values.astype(np.float16).astype(np.float32)
+def half_scale(values: Floats) -> Floats:
+    """The nearest fp16 number, half to even, as float32; of values below `HALF_OVERFLOW`.
+
+    What is not 0 stays so, at fp16's smallest number: a super-block of tiny weights keeps its shape in smaller integer
+    scales instead of vanishing.
+    """
+    rounded = values.astype(np.float16).astype(np.float32)
+    lost = (rounded == ZERO) & (values != ZERO)
+    result: Floats = np.where(lost, np.copysign(HALF_SMALLEST, values), rounded)
+    return result
 
 
-def half_or(values: Floats, otherwise: Floats) -> Floats:
-    """`half`, and `otherwise` where a value is too large for fp16."""
+def half_scale_or(values: Floats, otherwise: Floats) -> Floats:
+    """`half_scale`, and `otherwise` where a value is too large for fp16."""
     fits = np.abs(values) < HALF_OVERFLOW
-    result: Floats = np.where(fits, half(np.where(fits, values, ZERO)), otherwise)
+    result: Floats = np.where(fits, half_scale(np.where(fits, values, ZERO)), otherwise)
     return result
 
 
