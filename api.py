@@ -27,6 +27,7 @@ from .convert.run import Progress, RunOptions, RunResult, run
 
 if TYPE_CHECKING:
     from .quantize.choose import ChooseOptions
+    from .quantize.fit import Fit
     from .validate.options import ValidateOptions
     from .validate.report import PerplexityResult, ValidationReport
 
@@ -86,22 +87,55 @@ def convert(
     return run(plan, RunOptions(threads or default_threads(), force), progress)
 
 
+def quantized_plans(
+    source: StrPath,
+    target: StrPath,
+    schemes: Sequence[str],
+    *,
+    imatrix: StrPath | None = None,
+    allow_requantize: bool = False,
+    choices: ChooseOptions | None = None,
+    options: OpenOptions | None = None,
+) -> tuple[Plan, ...]:
+    """What `quantize` would do, a plan for each scheme: every tensor's type, every byte, before any data is read."""
+    from .quantize.choose import ChooseOptions
+    from .quantize.imatrix import read_imatrix
+    from .quantize.quantize import QuantizeOptions, quantize_plan, targets
+
+    options = options or OpenOptions()
+    named = targets(Path(target), schemes)
+    model = open_model(Path(source), options)
+    importance = None if imatrix is None else read_imatrix(Path(imatrix))
+    return tuple(
+        quantize_plan(
+            model,
+            path,
+            QuantizeOptions(scheme, allow_requantize, options.skip_tokenizer, choices or ChooseOptions(), importance),
+        )
+        for scheme, path in named.items()
+    )
+
+
 def quantized_plan(
     source: StrPath,
     target: StrPath,
     scheme: str,
     *,
+    imatrix: StrPath | None = None,
     allow_requantize: bool = False,
     choices: ChooseOptions | None = None,
     options: OpenOptions | None = None,
 ) -> Plan:
-    """What `quantize` would do: every tensor's type, every byte, before any data is read."""
-    from .quantize.choose import ChooseOptions
-    from .quantize.quantize import QuantizeOptions, quantize_plan
-
-    options = options or OpenOptions()
-    wanted = QuantizeOptions(scheme, allow_requantize, options.skip_tokenizer, choices or ChooseOptions())
-    return quantize_plan(open_model(Path(source), options), Path(target), wanted)
+    """The plan of one scheme."""
+    return quantized_plans(
+        source,
+        target,
+        [scheme],
+        imatrix=imatrix,
+        allow_requantize=allow_requantize,
+        choices=choices,
+        options=options,
+    )[0]
 
 
 def quantize(
@@ -109,6 +143,7 @@ def quantize(
     target: StrPath,
     scheme: str,
     *,
+    imatrix: StrPath | None = None,
     allow_requantize: bool = False,
     choices: ChooseOptions | None = None,
     options: OpenOptions | None = None,
@@ -117,8 +152,43 @@ def quantize(
     progress: Progress | None = None,
 ) -> RunResult:
     """Any source straight to a quantized GGUF file, in one pass, no 16-bit file in between."""
-    plan = quantized_plan(source, target, scheme, allow_requantize=allow_requantize, choices=choices, options=options)
+    plan = quantized_plan(
+        source,
+        target,
+        scheme,
+        imatrix=imatrix,
+        allow_requantize=allow_requantize,
+        choices=choices,
+        options=options,
+    )
     return run(plan, RunOptions(threads or default_threads(), force), progress)
+
+
+def fit(
+    source: StrPath,
+    vram: int,
+    context: int,
+    *,
+    kv_dtype: str = "f16",
+    dry_run: bool = True,
+    vocab_size: int | None = None,
+    imatrix: StrPath | None = None,
+    choices: ChooseOptions | None = None,
+    options: OpenOptions | None = None,
+) -> Fit:
+    """Every scheme's size against `vram` bytes with `context` tokens, and the pick; `quantize` makes it.
+
+    For a dry run a Meta folder needs no more than params.json; otherwise the source is opened and must be whole.
+    """
+    from .convert.outline import open_outline
+    from .quantize.choose import ChooseOptions
+    from .quantize.fit import FitOptions, fit_model
+    from .quantize.imatrix import read_imatrix
+
+    options = options or OpenOptions()
+    importance = None if imatrix is None else read_imatrix(Path(imatrix))
+    model = open_outline(Path(source), options, vocab_size) if dry_run else open_model(Path(source), options)
+    return fit_model(model, FitOptions(vram, context, kv_dtype, importance, choices or ChooseOptions()))
 
 
 def diff(first: StrPath, second: StrPath, options: OpenOptions | None = None) -> DiffResult:

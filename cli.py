@@ -19,7 +19,7 @@ import click
 
 from . import __version__
 from .errors import InputError, SmeltError, StorageError, UsageError
-from .parameters import Percent, Size
+from .parameters import Percent, Real, Size
 from .terminal import ProgressDisplay, human, printable, printable_lines, table
 
 if TYPE_CHECKING:
@@ -50,8 +50,8 @@ speech = options(
 facts = options(
     click.option("--tokenizer", type=PATH, help="The tokenizer.model to use."),
     click.option("--skip-tokenizer", is_flag=True, help="Leave the tokenizer out; the weights alone are converted."),
-    click.option("--context-length", type=click.IntRange(1), help="Tokens of context, where the files do not say."),
-    click.option("--rope-theta", type=click.FloatRange(0, min_open=True), help="Base of the rotary frequencies."),
+    click.option("--context-length", type=click.IntRange(1, 2**31 - 1), help="Tokens of context, where the files do not say."),
+    click.option("--rope-theta", type=Real(0, min_open=True), help="Base of the rotary frequencies."),
 )
 writing = options(
     click.option("--force", is_flag=True, help="Replace TARGET if it exists (atomically)."),
@@ -194,7 +194,7 @@ def diff(a: Path, b: Path, as_json: bool, quiet: bool, verbose: bool, **given: A
 
 measuring = options(
     click.option("--protocol", default="llamacpp", show_default=True, type=click.Choice(["llamacpp", "gptq"])),
-    click.option("--ctx", "n_ctx", type=click.IntRange(2), help="Tokens of a window; default: the protocol's own."),
+    click.option("--ctx", "n_ctx", type=click.IntRange(4), help="Tokens of a window; default: the protocol's own."),
     click.option("--chunks", type=click.IntRange(1), help="Only the first N windows of the text."),
     click.option("--threads", type=click.IntRange(1), help="Threads; default: the CPUs this process may use."),
 )
@@ -227,7 +227,7 @@ def perplexity(model: Path, text: Path, as_json: bool, quiet: bool, verbose: boo
 @click.argument("candidates", nargs=-1, required=True, type=PATH)
 @click.option("--text", required=True, type=PATH, help="UTF-8 text that the model was not trained on.")
 @click.option("--max-ppl-drift", type=Percent(), help="Gate on perplexity drift, as 1.5%; default by bits per weight.")
-@click.option("--max-kld", type=click.FloatRange(0), help="Gate on mean KL divergence, in nats.")
+@click.option("--max-kld", type=Real(0), help="Gate on mean KL divergence, in nats.")
 @click.option("--min-top1", type=Percent(), help="Gate on top-1 agreement, as 94%.")
 @measuring
 @facts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -19,10 +20,21 @@ class Size(click.ParamType[int]):
         """Parse, or fail as a usage error."""
         if isinstance(value, int):
             return value
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]i?B)?", str(value), re.IGNORECASE)
+        found = re.fullmatch(r"(\d{1,18}(?:\.\d+)?)\s*([KMG]i?B)?", str(value), re.IGNORECASE)
         if found is None:
             self.fail(f"{value!r} is not a size such as 5GB or 500MiB", param, ctx)
         return int(float(found[1]) * SIZES[(found[2] or "").upper()])
+
+
+class Real(click.FloatRange):
+    """A finite number; click's own range lets NaN pass, which no comparison excludes."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Parse, or fail as a usage error."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number", param, ctx)
+        return number
 
 
 class Percent(click.ParamType[float]):
@@ -34,7 +46,7 @@ class Percent(click.ParamType[float]):
         """Parse, or fail as a usage error."""
         if isinstance(value, float):
             return value
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%?)", str(value))
+        found = re.fullmatch(r"(\d{1,18}(?:\.\d+)?)\s*(%?)", str(value))
         if found is None:
             self.fail(f"{value!r} is not a share such as 1.5% or 0.015", param, ctx)
         return float(found[1]) / (100 if found[2] else 1)

@@ -64,6 +64,7 @@ class Family:
     """One architecture. `drops` are patterns of tensors that carry no weights, in any dialect.
 
     from_params  Meta's params.json, the joined shapes by Meta name and the stored dtype -> canonical config
+    shapes_from_params  params.json and the vocabulary, if known -> those shapes and dtype, before there are weights
     checks       (config) -> problems that forbid a conversion, as sentences; empty when there are none
     """
 
@@ -76,23 +77,24 @@ class Family:
     drops: tuple[str, ...]
     constants: Mapping[str, Any]
     from_params: Callable[[Mapping[str, Any], Mapping[str, Shape], str], dict[str, Any]] | None = None
+    shapes_from_params: Callable[[Mapping[str, Any], int | None], tuple[dict[str, Shape], str]] | None = None
     checks: Callable[[Mapping[str, Any]], list[str]] = lambda _config: []
 
 
-FLOAT32_MAX = 3.4028234663852886e38
+FLOAT32_MIN, FLOAT32_MAX = 1.1754943508222875e-38, 3.4028234663852886e38  # normal numbers; GGUF holds facts as f32
 
 
 def whole_number(value: object, what: str) -> int:
     """A count out of a config: 1 to 2^31 - 1, never a bool or a float. ModelError says what `what` is instead."""
     if type(value) is not int or not 0 < value < 1 << 31:
-        raise ModelError(f"{what} is {quoted(value)}, wanted a positive whole number")
+        raise ModelError(f"{what} is {quoted(value)}, wanted a whole number from 1 to 2147483647")
     return value
 
 
 def real_number(value: object, what: str) -> float:
-    """A measure out of a config: positive and within float32. ModelError says what `what` is instead."""
-    if type(value) not in (int, float) or not 0 < value <= FLOAT32_MAX:  # type: ignore[operator]
-        raise ModelError(f"{what} is {quoted(value)}, wanted a positive number")
+    """A measure out of a config: positive, and a float32 can hold it. ModelError says what `what` is instead."""
+    if type(value) not in (int, float) or not FLOAT32_MIN <= value <= FLOAT32_MAX:  # type: ignore[operator]
+        raise ModelError(f"{what} is {quoted(value)}, wanted a positive number that a float32 holds")
     return float(value)  # type: ignore[arg-type]
 
 

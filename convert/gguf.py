@@ -117,9 +117,19 @@ def to_gguf_tensor(family: Family, tensor: LazyTensor, config: Config) -> tuple[
     return match.name("gguf"), tensor, match
 
 
-def gguf_file(model: Model, family: Family, specs: list[TensorSpec], file_type: int, pad_to: int) -> FileLayout:
+def gguf_file(
+    model: Model,
+    family: Family,
+    specs: list[TensorSpec],
+    file_type: int,
+    pad_to: int,
+    provenance: Mapping[str, str | int],
+) -> FileLayout:
     """The layout of a file that holds `specs`. ModelError where a fact that llama.cpp requires is unknown."""
-    return gguf_layout(specs, _metadata(model, family, specs, file_type, pad_to))
+    metadata = _metadata(model, family, specs, file_type, pad_to)
+    for key, value in provenance.items():
+        metadata[key] = GGUFValue("string" if isinstance(value, str) else "u32", value)
+    return gguf_layout(specs, metadata)
 
 
 def _metadata(

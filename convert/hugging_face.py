@@ -23,7 +23,7 @@ from .assemble import assemble, canonical_config, resolve_head
 from .meta import lazy
 from .model import Config, Model
 from .options import OpenOptions
-from .tokenizer import Tokenizer, read_sentencepiece
+from .tokenizer import Tokenizer, open_sentencepiece
 from .tokenizer_folder import read_hugging_face
 from .tokenizer_json import hugging_face_files
 
@@ -110,7 +110,7 @@ def _tokenizer(folder: Path, config: Config, options: OpenOptions) -> Tokenizer 
     if options.tokenizer is not None:
         if not options.tokenizer.is_file():
             raise InputError(f"{options.tokenizer}: no such file: --tokenizer names the model's tokenizer.model")
-        return read_sentencepiece(options.tokenizer.read_bytes())
+        return open_sentencepiece(options.tokenizer)
     return read_hugging_face(folder, config)
 
 

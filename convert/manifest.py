@@ -19,6 +19,7 @@ def manifest(plan: Plan) -> bytes:
         "architecture": plan.architecture,
         "format": plan.to,
         "recipe": plan.recipe,
+        **({"provenance": dict(plan.provenance)} if plan.provenance else {}),
         "files": [{"file": name, "bytes": layout.nbytes} for name, layout in plan.files.items()],
         "tensors": {step.name: step.scheme.name for step in plan.steps},
         "notes": list(plan.notes),

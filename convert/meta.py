@@ -23,7 +23,7 @@ from .assemble import EMBEDDING, HEAD, assemble, canonical_config, resolve_head
 from .layouts import join_columns, join_rows
 from .model import LazyTensor, Model
 from .options import OpenOptions
-from .tokenizer import Tokenizer, read_sentencepiece
+from .tokenizer import Tokenizer, open_sentencepiece
 
 SHARD = re.compile(r"consolidated(?:\.(\d{2,3}))?\.pth")
 
@@ -51,7 +51,7 @@ def shard_files(folder: Path) -> list[Path]:
 def read_meta(folder: Path, options: OpenOptions) -> Model:
     """Open a Meta folder. Reads headers and params.json only. InputError and its kin say what is wrong."""
     files = shard_files(folder)
-    params = _params(folder / "params.json")
+    params = read_params(folder / "params.json")
     family = family_by("name", "llama", str(folder))
     checkpoints = [open_pth(path) for path in files]
     matches = match_names(family, "meta", checkpoints[0].tensors, str(files[0]))
@@ -60,13 +60,13 @@ def read_meta(folder: Path, options: OpenOptions) -> Model:
         if different := sorted(set(other) ^ set(matches)):
             raise ModelError(f"{path}: does not hold the same tensors as {files[0].name}: {', '.join(different)}")
     stored = {name: _joined(name, match, checkpoints) for name, match in matches.items()}
-    facts = _facts(family, params, stored, options)
+    facts = meta_facts(family, params, stored, options)
     config = canonical_config(family, facts, str(folder / "params.json"))
     tensors, names = assemble(family, "meta", stored, config, str(folder))
     if _is_alias(names.get(HEAD), names[EMBEDDING], checkpoints):
         config["tie_word_embeddings"] = True
     assumptions = resolve_head(tensors, config, str(folder), absent_means_tied=False)
-    tokenizer = None if options.skip_tokenizer else _tokenizer(folder, options)
+    tokenizer = None if options.skip_tokenizer else find_tokenizer(folder, options)
     if tokenizer is not None:
         config |= {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
         if len(tokenizer.pieces) > config["vocab_size"]:
@@ -88,7 +88,8 @@ def read_meta(folder: Path, options: OpenOptions) -> Model:
     )
 
 
-def _params(path: Path) -> dict[str, Any]:
+def read_params(path: Path) -> dict[str, Any]:
+    """params.json as it is. InputError where it is missing, FormatError where it is no object."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -108,9 +109,10 @@ def _params(path: Path) -> dict[str, Any]:
     return params
 
 
-def _facts(
+def meta_facts(
     family: Family, params: Mapping[str, Any], stored: Mapping[str, LazyTensor], options: OpenOptions
 ) -> dict[str, Any]:
+    """Canonical config values out of params.json, the joined shapes and what the user says."""
     if family.from_params is None:
         raise ModelError(f"{family.name}: has no Meta dialect")
     shapes = {name: tensor.shape for name, tensor in stored.items()}
@@ -148,13 +150,14 @@ def _is_alias(head: str | None, embedding: str, checkpoints: Sequence[Checkpoint
     return all((a.offset, a.shape, a.strides) == (b.offset, b.shape, b.strides) for a, b in pairs)
 
 
-def _tokenizer(folder: Path, options: OpenOptions) -> Tokenizer | None:
+def find_tokenizer(folder: Path, options: OpenOptions) -> Tokenizer | None:
+    """The tokenizer that the user names, or the tokenizer.model in the folder or its parent; None where there is none."""
     candidates = (
         [options.tokenizer] if options.tokenizer else [folder / "tokenizer.model", folder.parent / "tokenizer.model"]
     )
     for path in candidates:
         if path.is_file():
-            return read_sentencepiece(path.read_bytes())
+            return open_sentencepiece(path)
     if options.tokenizer:
         raise InputError(f"{options.tokenizer}: no such file: --tokenizer names the model's tokenizer.model")
     return None

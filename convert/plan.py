@@ -9,7 +9,7 @@ disjoint, so steps (and row ranges of one step) may run in any order and at once
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -51,7 +51,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """All there is to do. `folder` is False for a single file, whose only entry in `files` bears the target's name."""
+    """All there is to do. `folder` is False for a single file, whose only entry in `files` bears the target's name.
+
+    `provenance` is what the output says of its making, by GGUF key.
+    """
 
     target: Path
     to: Target
@@ -63,6 +66,7 @@ class Plan:
     architecture: str
     recipe: str
     notes: tuple[str, ...] = ()
+    provenance: Mapping[str, str | int] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
@@ -130,6 +134,7 @@ def make_plan(
     max_shard_nbytes: int = MAX_SHARD,
     without_tokenizer: bool = False,
     importance: Mapping[str, Rows] | None = None,
+    provenance: Mapping[str, str | int] | None = None,
 ) -> Plan:
     """Place every tensor of `model` in `target`. No data is read. ModelError where a row does not divide into blocks."""
     family = family_by("name", model.architecture, str(target))
@@ -145,7 +150,7 @@ def make_plan(
             tokenizer_of(model)
         code = FILE_TYPES.get(_common_dtype(specs).name, 1) if file_type is None else file_type
         n_vocab = int(model.config["vocab_size"])
-        files = {target.name: gguf_file(model, family, [spec for _, spec in specs], code, n_vocab)}
+        files = {target.name: gguf_file(model, family, [spec for _, spec in specs], code, n_vocab, provenance or {})}
         where = {spec.name: target.name for _, spec in specs}
     else:
         files, where = hugging_face_layout(model, [spec for _, spec in specs], _common_dtype(specs), max_shard_nbytes)
@@ -170,6 +175,7 @@ def make_plan(
         model.architecture,
         recipe,
         model.notes + _identity_notes(model, family),
+        provenance or {},
     )
 
 

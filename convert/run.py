@@ -5,7 +5,8 @@
 
 A slab is whole rows of one tensor, about `SLAB` elements, so the output never depends on the number of threads, and memory
 is at most  2 * threads * SLAB * (source + 4 + target bytes per element), whatever the model's size (a row longer than SLAB
-counts as one slab). Source: measured in docs/performance.md.
+counts as one slab). Several plans of one model share every slab: it is read and decoded once, and each has its own target,
+whose bytes add to the sum. Source: measured in docs/performance.md.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +25,7 @@ from ..dtypes import BF16, DTYPES, F16
 from ..errors import InputError, NonFiniteError, ScaleOverflowError, UsageError
 from ..formats.transaction import Transaction
 from ..kernels.finite import count_nonfinite
-from ..kernels.scheme import decode
+from ..kernels.scheme import Packed, Rows, decode
 from .manifest import manifest
 from .model import Assumption
 from .plan import Plan, Step
@@ -57,16 +59,17 @@ class RunResult:
 
 @dataclass(frozen=True)
 class Slab:
-    """Rows [start, stop) of one step."""
+    """Rows [start, stop) of one logical weight; `steps` has one step for each plan."""
 
-    step: Step
+    steps: tuple[Step, ...]
     start: int
     stop: int
 
     @property
     def row_nbytes(self) -> int:
         """Source bytes of one row."""
-        return self.step.tensor.dtype.row_nbytes(self.step.tensor.matrix_shape[1])
+        tensor = self.steps[0].tensor
+        return tensor.dtype.row_nbytes(tensor.matrix_shape[1])
 
 
 @dataclass
@@ -96,26 +99,57 @@ class _Tally:
 
 def run(plan: Plan, options: RunOptions, progress: Progress | None = None) -> RunResult:
     """Write the plan's target. On any error, or Ctrl-C, the target's name holds what it held before."""
+    return run_all([plan], options, progress)[0]
+
+
+def run_all(plans: Sequence[Plan], options: RunOptions, progress: Progress | None = None) -> tuple[RunResult, ...]:
+    """Write the targets of several plans for one model in one pass over it, each as `run` alone would.
+
+    Nothing is published before all of them are written.
+    """
     if options.threads < 1 or options.slab < 1:
         raise UsageError(f"--threads {options.threads}: wanted 1 or more")
     started = time.monotonic()
-    tally = _Tally()
-    with Transaction(
-        plan.target, plan.files, folder=plan.folder, force=options.force, sources=plan.sources
-    ) as transaction:
-        for assumption in plan.assumptions:
+    together = _together(plans)
+    tallies = [_Tally() for _ in plans]
+    with ExitStack() as stack:
+        transactions = [
+            stack.enter_context(
+                Transaction(plan.target, plan.files, folder=plan.folder, force=options.force, sources=plan.sources)
+            )
+            for plan in plans
+        ]
+        for assumption in plans[0].assumptions:
             check_assumption(assumption)
-        _write_all(plan.steps, transaction, options, tally, progress or _silent)
-        name = "smelt.json" if plan.folder else f"{plan.target.name}.smelt.json"
-        transaction.add(name, manifest(plan))
-        transaction.commit()
+        _write_all(together, list(zip(transactions, tallies, strict=True)), options, progress or _silent)
+        for plan, transaction in zip(plans, transactions, strict=True):
+            transaction.add(_manifest_name(plan), manifest(plan))
+        for transaction in transactions:
+            transaction.commit()
+    seconds = round(time.monotonic() - started, 3)
+    return tuple(_result(plan, tally, seconds) for plan, tally in zip(plans, tallies, strict=True))
+
+
+def _together(plans: Sequence[Plan]) -> list[tuple[Step, ...]]:
+    """The steps of all plans side by side; UsageError where they are not plans of one model in one format."""
+    names = {tuple((step.name, step.tensor.shape, step.tensor.dtype) for step in plan.steps) for plan in plans}
+    if len(names) != 1 or len({plan.sources for plan in plans}) != 1:
+        raise UsageError(f"{len(plans)} plans share a run only if they are of the same model in the same format")
+    return list(zip(*(plan.steps for plan in plans), strict=True))
+
+
+def _manifest_name(plan: Plan) -> str:
+    return "smelt.json" if plan.folder else f"{plan.target.name}.smelt.json"
+
+
+def _result(plan: Plan, tally: _Tally, seconds: float) -> RunResult:
     base = plan.target if plan.folder else plan.target.parent
     return RunResult(
         plan.target,
-        tuple(base / file for file in [*plan.files, name]),
+        tuple(base / file for file in [*plan.files, _manifest_name(plan)]),
         plan.nbytes,
         len(plan.steps),
-        round(time.monotonic() - started, 3),
+        seconds,
         plan.schemes,
         (*plan.notes, *tally.notes()),
     )
@@ -125,21 +159,24 @@ def _silent(_done: int, _total: int, _label: str) -> None:
     """No progress wanted."""
 
 
-def slabs(steps: Sequence[Step], elements: int) -> Iterator[Slab]:
+def slabs(together: Sequence[tuple[Step, ...]], elements: int) -> Iterator[Slab]:
     """Row ranges of about `elements`, in file order."""
-    for step in steps:
-        rows, columns = step.tensor.matrix_shape
+    for steps in together:
+        rows, columns = steps[0].tensor.matrix_shape
         height = max(1, elements // max(1, columns))
         for start in range(0, rows, height):
-            yield Slab(step, start, min(rows, start + height))
+            yield Slab(steps, start, min(rows, start + height))
 
 
 def _write_all(
-    steps: Sequence[Step], transaction: Transaction, options: RunOptions, tally: _Tally, progress: Progress
+    together: Sequence[tuple[Step, ...]],
+    outputs: Sequence[tuple[Transaction, _Tally]],
+    options: RunOptions,
+    progress: Progress,
 ) -> None:
     """Worker threads take slabs in order; the first error by slab order is the one that is raised."""
-    queue = enumerate(slabs(steps, options.slab))
-    total = sum(step.tensor.nbytes for step in steps)
+    queue = enumerate(slabs(together, options.slab))
+    total = sum(steps[0].tensor.nbytes for steps in together)
     lock, encoding, stop = threading.Lock(), threading.BoundedSemaphore(options.threads), threading.Event()
     failed: dict[int, int] = {}
     done = 0
@@ -152,10 +189,10 @@ def _write_all(
             if slab is None:
                 return
             try:
-                _write_slab(slab, transaction, encoding, tally)
+                _write_slab(slab, outputs, encoding)
                 with lock:
                     done += (slab.stop - slab.start) * slab.row_nbytes
-                    progress(done, total, slab.step.name)
+                    progress(done, total, slab.steps[0].name)
             except BaseException:
                 failed[worker] = number
                 stop.set()
@@ -171,28 +208,38 @@ def _write_all(
         futures[min(failed, key=lambda worker: failed[worker])].result()
 
 
-def _write_slab(slab: Slab, transaction: Transaction, encoding: threading.BoundedSemaphore, tally: _Tally) -> None:
-    step, dtype = slab.step, slab.step.tensor.dtype
-    raw = step.tensor.read(slab.start, slab.stop)
-    if step.copies:
-        tally.add(tally.nonfinite, step.name, count_nonfinite(dtype, raw))
-        packed = {"": raw}
-    else:
+def _write_slab(
+    slab: Slab, outputs: Sequence[tuple[Transaction, _Tally]], encoding: threading.BoundedSemaphore
+) -> None:
+    tensor = slab.steps[0].tensor
+    raw = tensor.read(slab.start, slab.stop)
+    packed = [{"": raw} if step.copies else {} for step in slab.steps]
+    if not all(packed):
         with encoding:
-            rows = decode(dtype, raw)
-            del raw
-            try:
-                packed = step.scheme.encode(rows, step.importance)
-            except (NonFiniteError, ScaleOverflowError) as error:
-                raise _located(error, slab) from error
-            target = DTYPES.get(step.scheme.name.upper())
-            if target in (F16, BF16):
-                tally.add(tally.rounded, step.name, int(np.count_nonzero(rows != decode(target, packed[""]))))
-    for suffix, place in step.places.items():
-        transaction.write(place.file, place.offset + slab.start * place.row_nbytes, packed[suffix])
+            rows = decode(tensor.dtype, raw)
+            for k, (step, (_, tally)) in enumerate(zip(slab.steps, outputs, strict=True)):
+                if not step.copies:
+                    packed[k] = _encoded(slab, step, rows, tally)
+    for step, stored, (transaction, tally) in zip(slab.steps, packed, outputs, strict=True):
+        if step.copies:
+            tally.add(tally.nonfinite, step.name, count_nonfinite(tensor.dtype, raw))
+        for suffix, place in step.places.items():
+            transaction.write(place.file, place.offset + slab.start * place.row_nbytes, stored[suffix])
 
 
-def _located(error: NonFiniteError | ScaleOverflowError, slab: Slab) -> InputError:
+def _encoded(slab: Slab, step: Step, rows: Rows, tally: _Tally) -> dict[str, Packed]:
+    """`rows` as `step` stores them; the error of a value that cannot be is told with its tensor and row."""
+    try:
+        packed = step.scheme.encode(rows, step.importance)
+    except (NonFiniteError, ScaleOverflowError) as error:
+        raise _located(error, slab, step) from error
+    target = DTYPES.get(step.scheme.name.upper())
+    if target in (F16, BF16):
+        tally.add(tally.rounded, step.name, int(np.count_nonzero(rows != decode(target, packed[""]))))
+    return packed
+
+
+def _located(error: NonFiniteError | ScaleOverflowError, slab: Slab, step: Step) -> InputError:
     """The kernel's error with the tensor's name and the row counted from the tensor's start."""
     what = "is NaN or infinite" if isinstance(error, NonFiniteError) else "is too large for a 16-bit float"
     advice = (
@@ -202,7 +249,7 @@ def _located(error: NonFiniteError | ScaleOverflowError, slab: Slab) -> InputErr
     )
     row = slab.start + error.row
     return type(error)(
-        f"{slab.step.name}: the value at row {row}, column {error.column} {what} ({slab.step.scheme.name}): {advice}",
+        f"{step.name}: the value at row {row}, column {error.column} {what} ({step.scheme.name}): {advice}",
         row,
         error.column,
     )

@@ -12,9 +12,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-from ..errors import ModelError
+from ..errors import FormatError, InputError, ModelError
 from ..formats.sentencepiece import BPE, BYTE, Piece, SentencePieceModel, byte_of, decode_model, encode_model
 
 SENTENCEPIECE = "sentencepiece"  # the only kind there is today
@@ -78,6 +79,16 @@ class Tokenizer:
             return SentencePieceProcessor(model_proto=self.sentencepiece())
         except (RuntimeError, OSError, ValueError) as error:
             raise ModelError(f"{MODEL_FILE}: SentencePiece refuses it: {str(error).splitlines()[0]}") from None
+
+
+def open_sentencepiece(path: Path) -> Tokenizer:
+    """The tokenizer.model at `path`; its errors name it."""
+    try:
+        return read_sentencepiece(path.read_bytes())
+    except (FormatError, ModelError) as error:
+        raise type(error)(f"{path}: {str(error).removeprefix(f'{MODEL_FILE}: ')}") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def read_sentencepiece(content: bytes) -> Tokenizer:

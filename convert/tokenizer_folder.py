@@ -18,7 +18,7 @@ from typing import Any
 
 from ..errors import FormatError, InputError, ModelError, quoted
 from ..formats.sentencepiece import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Piece, byte_of
-from .tokenizer import MODEL_FILE, SENTENCEPIECE, Tokenizer, read_sentencepiece
+from .tokenizer import MODEL_FILE, SENTENCEPIECE, Tokenizer, open_sentencepiece
 from .tokenizer_json import SPACE, merges_of
 
 ADDED_SCORE = -1000.0  # llama.cpp's converter gives it to tokens that are in no SentencePiece file
@@ -32,7 +32,7 @@ def read_hugging_face(folder: Path, config: Mapping[str, Any]) -> Tokenizer | No
     """
     settings = _read_json(folder / "tokenizer_config.json")
     if (folder / MODEL_FILE).is_file():
-        tokenizer = read_sentencepiece(_read(folder / MODEL_FILE))
+        tokenizer = open_sentencepiece(folder / MODEL_FILE)
         added = _added_tokens(folder, settings)
         tokenizer = replace(tokenizer, pieces=_with_added(tokenizer.pieces, added, folder))
     else:

@@ -20,15 +20,15 @@ import numpy as np
 
 from ..convert.architecture import family_by, match_names
 from ..convert.model import Model
-from ..dtypes import F32, DType
+from ..dtypes import F32, DType, matrix_shape
 from ..errors import FormatError, InputError, ModelError, quoted
 from ..formats.checkpoint import StoredTensor
-from ..formats.gguf import open_gguf
+from ..formats.gguf import GGUFArray, open_gguf
 from ..formats.sniff import sniff
 from ..kernels.scheme import Rows
 
 NAME_CAP = 1024  # bytes; ggml's tensor names have at most 63
-TRAILER_CAP = 1 << 20  # bytes of a dataset's name
+INT_MAX = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,9 @@ def read_imatrix(path: Path) -> Importance:
     return importance
 
 
-def for_model(importance: Importance, model: Model, dtypes: Mapping[str, DType]) -> tuple[dict[str, Rows], tuple[str, ...]]:
+def for_model(
+    importance: Importance, model: Model, dtypes: Mapping[str, DType]
+) -> tuple[dict[str, Rows], tuple[str, ...]]:
     """-> ({canonical name: float32[columns]} for every tensor that `dtypes` makes a block type, notes).
 
     ModelError lists every entry that is missing or has another length. As in llama.cpp an entry of the embedding may be
@@ -103,7 +105,9 @@ def _read_gguf(path: Path) -> Importance:
     kind = metadata.get("general.type")
     if kind != "imatrix":
         raise FormatError(f"{path}: general.type is {quoted(kind)}, wanted 'imatrix': it is a model or something else")
-    names = {name.removesuffix(suffix) for name in tensors for suffix in (".in_sum2", ".counts") if name.endswith(suffix)}
+    names = {
+        name.removesuffix(suffix) for name in tensors for suffix in (".in_sum2", ".counts") if name.endswith(suffix)
+    }
     if not names:
         raise FormatError(f"{path}: holds no .in_sum2 tensors: make the file again")
     values = {}
@@ -113,12 +117,8 @@ def _read_gguf(path: Path) -> Importance:
             raise FormatError(f"{path}: {quoted(name)}: has only one of .in_sum2 and .counts: make the file again")
         values[name] = _mean_squares(path, name, _floats(path, pair[0]), _floats(path, pair[1]))
     datasets = metadata.get("imatrix.datasets")
-    listed = tuple(str(text) for text in datasets) if isinstance(datasets, (list, tuple)) or _is_array(datasets) else ()
+    listed = tuple(datasets) if isinstance(datasets, GGUFArray) and datasets.element_type == "string" else ()
     return Importance(path, values, listed, _whole(path, metadata, "imatrix.chunk_count"))
-
-
-def _is_array(value: object) -> bool:
-    return value is not None and not isinstance(value, str) and hasattr(value, "__iter__")
 
 
 def _whole(path: Path, metadata: Mapping[str, Any], key: str) -> int:
@@ -132,10 +132,8 @@ def _floats(path: Path, tensor: StoredTensor) -> Rows:
     """All of an F32 tensor as a vector."""
     if tensor.dtype != F32:
         raise FormatError(f"{path}: {quoted(tensor.name)} is {tensor.dtype}, wanted F32: make the file again")
-    rows = 1
-    for size in tensor.shape[:-1]:
-        rows *= size
-    return np.ascontiguousarray(tensor.read(0, rows)).view("<f4").reshape(-1).astype(np.float32)
+    rows, _ = matrix_shape(tensor.shape)
+    return tensor.read(0, rows).view("<f4").reshape(-1).astype(np.float32)
 
 
 def _mean_squares(path: Path, name: str, sums: Rows, counts: Rows) -> Rows:
@@ -144,51 +142,64 @@ def _mean_squares(path: Path, name: str, sums: Rows, counts: Rows) -> Rows:
         raise FormatError(f"{path}: {quoted(name)}: {sums.size} sums for {counts.size} counts: make the file again")
     if not np.isfinite(counts).all() or (counts < 0).any():
         raise FormatError(f"{path}: {quoted(name)}: a count is negative or not finite: make the file again")
-    used = counts[:, None] > 0
-    means = np.divide(sums.reshape(counts.size, -1), counts[:, None], where=used, out=np.ones((counts.size, sums.size // counts.size), np.float32))
+    means = np.ones((counts.size, sums.size // counts.size), np.float32)
+    np.divide(sums.reshape(means.shape), counts[:, None], out=means, where=counts[:, None] > 0)
     return means.reshape(-1)
+
+
+@dataclass
+class _Cursor:
+    """A position in the bytes of a legacy file; every step is checked."""
+
+    path: Path
+    data: bytes
+    position: int = 0
+
+    def piece(self, nbytes: int, what: str) -> bytes:
+        left = len(self.data) - self.position
+        if nbytes > left:
+            raise FormatError(
+                f"{self.path}: byte {self.position}: {what} takes {nbytes} bytes, {left} are left: the file is truncated, or "
+                "no imatrix file"
+            )
+        self.position += nbytes
+        return self.data[self.position - nbytes : self.position]
+
+    def number(self, what: str, low: int, high: int) -> int:
+        (value,) = struct.unpack("<i", self.piece(4, what))
+        if not low <= value <= high:
+            raise FormatError(
+                f"{self.path}: byte {self.position - 4}: {what} is {value}, wanted {low} to {high}: it is no imatrix file"
+            )
+        return int(value)
+
+    def text(self, what: str, low: int, high: int) -> str:
+        raw = self.piece(self.number(f"the length of {what}", low, high), what)
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            raise FormatError(f"{self.path}: {what} {quoted(raw)} is not UTF-8: it is no imatrix file") from None
 
 
 def _read_legacy(path: Path) -> Importance:
     """The format of before 2025. FormatError with the byte where it stops making sense."""
-    data = path.read_bytes()
-    position = 0
-
-    def number(what: str, low: int, high: int) -> int:
-        nonlocal position
-        if position + 4 > len(data):
-            raise FormatError(f"{path}: byte {position}: ends before {what}: it is truncated, or no imatrix file")
-        (value,) = struct.unpack_from("<i", data, position)
-        if not low <= value <= high:
-            raise FormatError(f"{path}: byte {position}: {what} is {value}, wanted {low} to {high}: it is no imatrix file")
-        position += 4
-        return int(value)
-
-    def piece(nbytes: int, what: str) -> bytes:
-        nonlocal position
-        if position + nbytes > len(data):
-            raise FormatError(f"{path}: byte {position}: {what} has {nbytes} bytes, {len(data) - position} are left")
-        position += nbytes
-        return data[position - nbytes : position]
-
-    def text(what: str, low: int, high: int) -> str:
-        raw = piece(number(f"the length of {what}", low, high), what)
-        try:
-            return raw.decode()
-        except UnicodeDecodeError:
-            raise FormatError(f"{path}: {what} {quoted(raw)} is not UTF-8: it is no imatrix file") from None
-
+    cursor = _Cursor(path, path.read_bytes())
     values: dict[str, Rows] = {}
-    for entry in range(number("the number of entries", 1, len(data) // 16)):
-        name = text(f"the name of entry {entry}", 1, NAME_CAP)
+    for entry in range(cursor.number("the number of entries", 1, INT_MAX)):
+        name = cursor.text(f"the name of entry {entry}", 1, NAME_CAP)
         if name in values:
             raise FormatError(f"{path}: {quoted(name)} is in it twice: make the file again")
-        n_calls = number(f"the calls of {quoted(name)}", 0, 2**31 - 1)
-        n_values = number(f"the number of values of {quoted(name)}", 1, len(data) // 4)
-        sums = np.frombuffer(piece(4 * n_values, f"the values of {quoted(name)}"), "<f4").astype(np.float32)
+        n_calls = cursor.number(f"the calls of {quoted(name)}", 0, INT_MAX)
+        n_values = cursor.number(f"the number of values of {quoted(name)}", 1, INT_MAX)
+        sums = np.frombuffer(cursor.piece(4 * n_values, f"the values of {quoted(name)}"), "<f4").astype(np.float32)
         values[name] = sums / np.float32(n_calls) if n_calls else sums
-    if position == len(data):  # written before the trailer came
-        return Importance(path, values, (), 0)
-    chunks = number("the number of chunks", 0, 2**31 - 1)
-    dataset = text("the dataset", 0, TRAILER_CAP) if position < len(data) else ""
+    chunks, dataset = 0, ""
+    if cursor.position < len(cursor.data):  # files of early 2024 end here
+        chunks = cursor.number("the number of chunks", 0, INT_MAX)
+    if cursor.position < len(cursor.data):
+        dataset = cursor.text("the dataset", 0, INT_MAX)
+    if cursor.position < len(cursor.data):
+        raise FormatError(
+            f"{path}: byte {cursor.position}: {len(cursor.data) - cursor.position} bytes follow the end: it is no imatrix file"
+        )
     return Importance(path, values, (dataset,) if dataset else (), chunks)

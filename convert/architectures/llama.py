@@ -155,6 +155,8 @@ PUBLISHED = (
     Published(8192, 80, 64, 8, "BF16", 4096, "Llama 2 70B", _LLAMA2),
 )
 
+PUBLISHED_VOCABULARY = 32000  # of every row above: the papers, section 2
+
 ROPE_THETA = 10000.0  # meta-llama/llama model.py, precompute_freqs_cis: fixed for files whose params.json has no theta
 
 
@@ -171,7 +173,9 @@ def from_params(params: Mapping[str, Any], shapes: Mapping[str, Shape], dtype: s
         raise ModelError(f"params.json and the weights leave out {', '.join(missing)}: this is no LLaMA checkpoint")
     if params.get("use_scaled_rope"):
         raise ModelError("params.json says use_scaled_rope: Llama 3.1's rotary scaling is not supported by smelt yet")
-    dim, n_layers, n_heads = (whole_number(params[key], f"params.json: {key}") for key in ("dim", "n_layers", "n_heads"))
+    dim, n_layers, n_heads = (
+        whole_number(params[key], f"params.json: {key}") for key in ("dim", "n_layers", "n_heads")
+    )
     if dim % n_heads:
         raise ModelError(f"params.json: dim {dim} does not divide by n_heads {n_heads}")
     given = {key: value for key, value in params.items() if value is not None}
@@ -190,7 +194,9 @@ def from_params(params: Mapping[str, Any], shapes: Mapping[str, Shape], dtype: s
     }
     named = params.get("vocab_size")
     if named not in (None, -1, config["vocab_size"]):
-        raise ModelError(f"params.json says vocab_size {quoted(named)}, tok_embeddings.weight has {config['vocab_size']} rows")
+        raise ModelError(
+            f"params.json says vocab_size {quoted(named)}, tok_embeddings.weight has {config['vocab_size']} rows"
+        )
     context = params.get("max_seq_len")
     if context is None:
         shape = (dim, n_layers, n_heads, n_kv_heads, dtype)
@@ -198,6 +204,46 @@ def from_params(params: Mapping[str, Any], shapes: Mapping[str, Shape], dtype: s
     if context is not None:
         config["max_position_embeddings"] = whole_number(context, "params.json: max_seq_len")
     return config
+
+
+def feed_forward_width(params: Mapping[str, Any]) -> int:
+    """The rows of w1 by Meta's rule, in its integer steps. ModelError where params.json leaves out what it needs."""
+    dim = whole_number(params.get("dim"), "params.json: dim")
+    multiple = whole_number(params.get("multiple_of"), "params.json: multiple_of")
+    width = int(2 * (4 * dim) / 3)
+    if params.get("ffn_dim_multiplier") is not None:
+        width = int(real_number(params["ffn_dim_multiplier"], "params.json: ffn_dim_multiplier") * width)
+    return multiple * -(-width // multiple)
+
+
+def shapes_from_params(params: Mapping[str, Any], vocab_size: int | None) -> tuple[dict[str, Shape], str]:
+    """What the weights of a params.json will be: ({Meta name: whole shape}, dtype), before there are any.
+
+    `vocab_size` None: a published shape's. ModelError where nothing tells the vocabulary.
+    """
+    dim, n_layers, n_heads = (
+        whole_number(params.get(key), f"params.json: {key}") for key in ("dim", "n_layers", "n_heads")
+    )
+    n_kv_heads = whole_number(params.get("n_kv_heads") or n_heads, "params.json: n_kv_heads")
+    row = next((row for row in PUBLISHED if row[:4] == (dim, n_layers, n_heads, n_kv_heads)), None)
+    if vocab_size is None and row is None:
+        raise ModelError(
+            "params.json leaves out the vocabulary, and its shape is none of the published: say --vocab-size"
+        )
+    sizes = {
+        "hidden_size": dim,
+        "q_rows": dim,
+        "kv_rows": dim // n_heads * n_kv_heads,
+        "intermediate_size": feed_forward_width(params),
+        "vocab_size": PUBLISHED_VOCABULARY if vocab_size is None else vocab_size,
+    }
+    shapes = {
+        row.meta.replace("{layer}", str(layer)): tuple(sizes[size] for size in row.shape)
+        for row in ROWS
+        if row.meta is not None
+        for layer in range(n_layers if "{layer}" in row.meta else 1)
+    }
+    return shapes, "F16" if row is None else row.dtype
 
 
 def checks(config: Mapping[str, Any]) -> list[str]:
@@ -232,5 +278,6 @@ FAMILY = Family(
         "rope_scaling": None,
     },
     from_params=from_params,
+    shapes_from_params=shapes_from_params,
     checks=checks,
 )

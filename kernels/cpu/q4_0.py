@@ -31,7 +31,7 @@ from .tile import (
 
 __all__ = ["DTYPE", "decode", "encode"]
 
-BLOCK, HALF_BLOCK, LANES = 32, 16, 64
+BLOCK, HALF_BLOCK, LANES = 32, 16, 128
 LIMIT_BITS = SEARCH_LIMIT.view(np.uint32)
 LOW, HIGH, EIGHTH, ROUND, TOP = np.float32(-8), np.float32(7), np.float32(-8), np.float32(8.5), np.int32(15)
 N_GRID, N_TRIED = len(GRID), len(GRID) + len(OFFSETS)
