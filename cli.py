@@ -5,80 +5,31 @@ Exit codes: 0 done or pass; 1 the answer is no; 2 usage; 3 bad input; 4 disk or 
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import click
 
 from . import __version__
+from .command_options import (
+    PATH,
+    choose_options,
+    choosing,
+    facts,
+    measure_options,
+    measuring,
+    open_options,
+    read_text,
+    speech,
+    writing,
+)
 from .errors import InputError, SmeltError, StorageError, UsageError
 from .parameters import Percent, Real, Size
-from .terminal import ProgressDisplay, human, printable, printable_lines, table
-
-if TYPE_CHECKING:
-    from .convert.options import OpenOptions
-    from .convert.plan import Plan
-    from .validate.options import ValidateOptions
-
-Command = TypeVar("Command", bound=Callable[..., Any])
-PATH = click.Path(path_type=Path)
-
-
-def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    """Several click options as one decorator."""
-
-    def decorate(command: Command) -> Command:
-        for decorator in reversed(decorators):
-            command = decorator(command)
-        return command
-
-    return decorate
-
-
-speech = options(
-    click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout and nothing else."),
-    click.option("-q", "--quiet", is_flag=True, help="No progress and no notes."),
-    click.option("-v", "--verbose", is_flag=True, help="Every tensor, and a traceback where smelt itself fails."),
-)
-facts = options(
-    click.option("--tokenizer", type=PATH, help="The tokenizer.model to use."),
-    click.option("--skip-tokenizer", is_flag=True, help="Leave the tokenizer out; the weights alone are converted."),
-    click.option("--context-length", type=click.IntRange(1, 2**31 - 1), help="Tokens of context, where the files do not say."),
-    click.option("--rope-theta", type=Real(0, min_open=True), help="Base of the rotary frequencies."),
-)
-writing = options(
-    click.option("--force", is_flag=True, help="Replace TARGET if it exists (atomically)."),
-    click.option("--dry-run", is_flag=True, help="Plan and show every size; read no data, write nothing."),
-    click.option(
-        "--threads", type=click.IntRange(1), help="Threads that encode; default: the CPUs this process may use."
-    ),
-)
-
-
-@dataclass(frozen=True)
-class Voice:
-    """How a command speaks."""
-
-    as_json: bool
-    quiet: bool
-    verbose: bool
-
-    def say(self, text: str) -> None:
-        """A line for a person; silent under --json and -q."""
-        if not (self.as_json or self.quiet):
-            click.echo(text)
-
-    def document(self, content: dict[str, Any]) -> None:
-        """The JSON document, where one was asked for."""
-        if self.as_json:
-            click.echo(json.dumps(content, indent=2, allow_nan=False))
+from .terminal import binary, human, printable, printable_lines, table
+from .voice import Voice, carry_out, progress
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -99,7 +50,7 @@ def inspect(path: Path, as_json: bool, quiet: bool, verbose: bool, **given: Any)
     from .convert.inspect import inspect as look
 
     voice = Voice(as_json, quiet, verbose)
-    found = look(path, _open_options(given))
+    found = look(path, open_options(given))
     voice.document(found.document())
     shown = found.tensors if verbose or len(found.tensors) <= 24 else found.tensors[:12]
     rows = [[printable(t.name), "x".join(map(str, t.shape)), t.dtype, human(t.nbytes)] for t in shown]
@@ -130,43 +81,103 @@ def convert(source: Path, target: Path, to: str | None, dtype: str, max_shard_si
     from .api import convert_plan
 
     plan = convert_plan(
-        source, target, to=to, dtype=dtype, max_shard_nbytes=max_shard_size, options=_open_options(given)
+        source, target, to=to, dtype=dtype, max_shard_nbytes=max_shard_size, options=open_options(given)
     )
-    _carry_out(plan, given)
+    carry_out([plan], given)
 
 
 @cli.command()
 @click.argument("source", type=PATH)
 @click.argument("target", type=PATH)
-@click.option("--scheme", required=True, help="q4_k_m, q8_0, q4_0, ... in llama.cpp's names, in any case.")
-@click.option("--pure", is_flag=True, help="The scheme's base type for every matrix.")
 @click.option(
-    "--tensor-type", "tensor_types", multiple=True, metavar="REGEX=TYPE", help="Override by GGUF name; first wins."
+    "--scheme",
+    "schemes",
+    required=True,
+    multiple=True,
+    help="q4_k_m, q8_0, ... as llama.cpp names them; may be repeated.",
 )
-@click.option("--allow-fallback", is_flag=True, help="Let rows that do not divide into blocks take a wider type.")
+@choosing
 @click.option("--allow-requantize", is_flag=True, help="Take a source that is quantized already, at a loss.")
 @facts
 @writing
 @speech
-def quantize(
-    source: Path,
-    target: Path,
-    scheme: str,
-    pure: bool,
-    tensor_types: tuple[str, ...],
-    allow_fallback: bool,
-    allow_requantize: bool,
-    **given: Any,
-) -> None:
-    """Shrink SOURCE to a quantized GGUF file in one pass, with no 16-bit file in between."""
-    from .api import quantized_plan
-    from .quantize.choose import ChooseOptions
+def quantize(source: Path, target: Path, schemes: tuple[str, ...], allow_requantize: bool, **given: Any) -> None:
+    """Shrink SOURCE to a quantized GGUF file in one pass, with no 16-bit file in between.
 
-    choices = ChooseOptions(pure, allow_fallback, tuple(_override(text) for text in tensor_types))
-    plan = quantized_plan(
-        source, target, scheme, allow_requantize=allow_requantize, choices=choices, options=_open_options(given)
+    Several --scheme share the pass: TARGET must then hold {scheme}, as in model.{scheme}.gguf.
+    """
+    from .api import quantized_plans
+
+    plans = quantized_plans(
+        source,
+        target,
+        schemes,
+        imatrix=given["imatrix"],
+        allow_requantize=allow_requantize,
+        choices=choose_options(given),
+        options=open_options(given),
     )
-    _carry_out(plan, given)
+    carry_out(plans, given)
+
+
+@cli.command()
+@click.argument("source", type=PATH)
+@click.argument("target", type=PATH, required=False)
+@click.option("--vram", type=Size(), required=True, help="Memory that may be used, as 48GiB or 24GB.")
+@click.option("--context", type=click.IntRange(1, 2**31 - 1), required=True, help="Tokens that the KV cache must hold.")
+@click.option("--kv-dtype", default="f16", show_default=True, type=click.Choice(["f32", "f16", "q8_0", "q4_0"]))
+@click.option("--vocab-size", type=click.IntRange(1, 2**31 - 1), help="For params.json alone, where nothing tells it.")
+@choosing
+@facts
+@writing
+@speech
+def fit(source: Path, target: Path | None, vram: int, context: int, kv_dtype: str, **given: Any) -> None:
+    """Make the best scheme of SOURCE that fits a card. Exit 1 if none does.
+
+    --dry-run shows the table; of a Meta folder it needs params.json alone.
+    """
+    from .api import fit as size_up
+    from .api import quantized_plans
+
+    if target is None and not given["dry_run"]:
+        raise UsageError("TARGET is missing: name the GGUF file to make, or say --dry-run")
+    found = size_up(
+        source,
+        vram,
+        context,
+        kv_dtype=kv_dtype,
+        dry_run=given["dry_run"],
+        vocab_size=given["vocab_size"],
+        imatrix=given["imatrix"],
+        choices=choose_options(given),
+        options=open_options(given),
+    )
+    voice = Voice(given["as_json"], given["quiet"], given["verbose"])
+    shown = [c for c in found.choices if voice.verbose or not c.reason or given["dry_run"]]
+    rows = [["scheme", "file", "KV", "compute", "total", ""]]
+    for c in shown:
+        sizes = [binary(n) for n in (c.file_nbytes, c.kv_nbytes, c.compute_nbytes, c.total_nbytes)]
+        mark = "<- the pick" if c is found.pick else c.reason or ("fits" if c.fits else "too large")
+        rows.append([c.scheme, *sizes, mark])
+    voice.say(table(rows, right=(1, 2, 3, 4)))
+    for note in found.notes:
+        voice.say(printable(f"note: {note}"))
+    if found.pick is None:
+        voice.document(found.document())
+        click.echo(f"smelt: {found.why_none()}", err=True)
+        sys.exit(1)
+    if given["dry_run"] or target is None:
+        voice.document(found.document())
+        return
+    plans = quantized_plans(
+        source,
+        target,
+        [found.pick.scheme],
+        imatrix=given["imatrix"],
+        choices=choose_options(given),
+        options=open_options(given),
+    )
+    carry_out(plans, given, found.document())
 
 
 @cli.command()
@@ -179,7 +190,7 @@ def diff(a: Path, b: Path, as_json: bool, quiet: bool, verbose: bool, **given: A
     from .api import diff as compare
 
     given["skip_tokenizer"] = True
-    result = compare(a, b, _open_options(given))
+    result = compare(a, b, open_options(given))
     voice = Voice(as_json, quiet, verbose)
     voice.document(result.document())
     shown = result.different if verbose else result.different[:20]
@@ -190,14 +201,6 @@ def diff(a: Path, b: Path, as_json: bool, quiet: bool, verbose: bool, **given: A
     verdict = "equal" if result.equal else f"{len(result.different)} differ"
     voice.say(f"{result.tensors} tensors compared: {verdict}")
     sys.exit(0 if result.equal else 1)
-
-
-measuring = options(
-    click.option("--protocol", default="llamacpp", show_default=True, type=click.Choice(["llamacpp", "gptq"])),
-    click.option("--ctx", "n_ctx", type=click.IntRange(4), help="Tokens of a window; default: the protocol's own."),
-    click.option("--chunks", type=click.IntRange(1), help="Only the first N windows of the text."),
-    click.option("--threads", type=click.IntRange(1), help="Threads; default: the CPUs this process may use."),
-)
 
 
 @cli.command()
@@ -211,11 +214,15 @@ def perplexity(model: Path, text: Path, as_json: bool, quiet: bool, verbose: boo
     from .api import perplexity as measure
 
     voice = Voice(as_json, quiet, verbose)
-    with _progress(voice, "steps") as display:
-        found = measure(model, _text(text), _measure_options(given), _open_options(given), display)
+    with progress(voice, "steps") as display:
+        found = measure(model, read_text(text), measure_options(given), open_options(given), display)
     content = found.document()
     voice.document(content)
-    spread = "" if content["low"] is None else f" (95 % interval {content['low']:.4f} to {content['high']:.4f})"
+    spread = (
+        ""
+        if None in (content["low"], content["high"])
+        else f" (95 % interval {content['low']:.4f} to {content['high']:.4f})"
+    )
     voice.say(
         f"{printable(found.path)}: perplexity {found.perplexity:.4f}{spread}, protocol {content['protocol']}, "
         f"n_ctx {content['n_ctx']}, {content['chunks']} chunks, {content['tokens']} tokens scored"
@@ -243,12 +250,13 @@ def validate(
 ) -> None:
     """What shrinking cost: drift of each CANDIDATE from REFERENCE, with intervals and gates. Exit 1 if one fails."""
     from .api import validate as compare
+    from .validate.terminal import render
 
     voice = Voice(as_json, quiet, verbose)
-    with _progress(voice, "steps") as display:
-        report = compare(reference, candidates, _text(text), _measure_options(given), _open_options(given), display)
+    with progress(voice, "steps") as display:
+        report = compare(reference, candidates, read_text(text), measure_options(given), open_options(given), display)
     voice.document(report.document())
-    voice.say(printable_lines(report.terminal_table()))
+    voice.say(printable_lines(render(report)))
     sys.exit(0 if report.passed else 1)
 
 
@@ -259,93 +267,14 @@ def validate(
 def demo(out: Path, chunks: int, as_json: bool, quiet: bool, verbose: bool) -> None:
     """The whole story on a small bundled model: convert, diff, quantize, validate. Exit 0 if it passes."""
     from .demo import demo as tell
+    from .validate.terminal import render
 
     voice = Voice(as_json, quiet, verbose)
-    with _progress(voice, "steps") as display:
+    with progress(voice, "steps") as display:
         result = tell(out, chunks, voice.say, display)
     voice.document(result.document())
-    voice.say(printable_lines(result.report.terminal_table()))
+    voice.say(printable_lines(render(result.report)))
     sys.exit(0 if result.report.passed else 1)
-
-
-def _measure_options(given: dict[str, Any]) -> ValidateOptions:
-    from .api import default_threads
-    from .validate.gates import Limits
-    from .validate.options import ValidateOptions
-
-    limits = Limits(given.get("max_ppl_drift"), given.get("max_kld"), given.get("min_top1"))
-    return ValidateOptions(
-        protocol=given["protocol"],
-        n_ctx=given["n_ctx"],
-        chunks=given["chunks"],
-        threads=given["threads"] or default_threads(),
-        limits=limits,
-    )
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is not UTF-8 at byte {error.start}: save it as UTF-8 text") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-
-
-@contextmanager
-def _progress(voice: Voice, unit: str) -> Iterator[ProgressDisplay]:
-    display = ProgressDisplay(quiet=voice.quiet, unit=unit)
-    try:
-        yield display
-    finally:
-        display.close()
-
-
-def _open_options(given: dict[str, Any]) -> OpenOptions:
-    from .convert.options import OpenOptions
-
-    return OpenOptions(given["context_length"], given["rope_theta"], given["tokenizer"], given["skip_tokenizer"])
-
-
-def _override(text: str) -> tuple[str, str]:
-    pattern, equals, name = text.rpartition("=")
-    if not equals or not pattern:
-        raise UsageError(f"--tensor-type {text}: wanted REGEX=TYPE, such as attn_v=q6_k")
-    return pattern, name
-
-
-def _carry_out(plan: Plan, given: dict[str, Any]) -> None:
-    """Run a plan, or show it, and say what came of it."""
-    from .api import default_threads
-    from .convert.run import RunOptions, run
-
-    voice = Voice(given["as_json"], given["quiet"], given["verbose"])
-    if given["dry_run"]:
-        files = [str(plan.target / name if plan.folder else plan.target) for name in plan.files]
-        seconds, notes = 0.0, plan.notes
-    else:
-        with _progress(voice, "B") as display:
-            result = run(plan, RunOptions(given["threads"] or default_threads(), given["force"]), display)
-        files, seconds, notes = [str(path) for path in result.files], result.seconds, result.notes
-    voice.document(
-        {
-            "target": str(plan.target),
-            "files": files,
-            "bytes": plan.nbytes,
-            "tensors": len(plan.steps),
-            "seconds": seconds,
-            "schemes": plan.schemes,
-            "notes": list(notes),
-            "dry_run": given["dry_run"],
-        }
-    )
-    if voice.verbose:
-        voice.say(table([[printable(step.name), step.scheme.name] for step in plan.steps]))
-    counts = ", ".join(f"{count} {name}" for name, count in plan.schemes.items())
-    done = "would write" if given["dry_run"] else f"wrote in {seconds:.1f} s"
-    voice.say(f"{printable(str(plan.target))}: {done}: {human(plan.nbytes)}, {len(plan.steps)} tensors ({counts})")
-    for note in notes:
-        voice.say(printable(f"note: {note}"))
 
 
 def main() -> None:

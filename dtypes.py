@@ -111,6 +111,9 @@ DTYPES: dict[str, DType] = {dtype.name: dtype for dtype in PLAIN + BLOCK}
 
 F64, F32, F16, BF16 = (DTYPES[name] for name in ("F64", "F32", "F16", "BF16"))
 Q4_0, Q8_0, Q4_K, Q6_K = (DTYPES[name] for name in ("Q4_0", "Q8_0", "Q4_K", "Q6_K"))
+Q4_1, Q5_0, Q5_1, Q2_K, Q3_K, Q5_K, IQ4_NL, IQ4_XS = (
+    DTYPES[name] for name in ("Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q5_K", "IQ4_NL", "IQ4_XS")
+)
 MXFP4, NVFP4, TQ1_0, TQ2_0 = (DTYPES[name] for name in ("MXFP4", "NVFP4", "TQ1_0", "TQ2_0"))
 IQ3_S, IQ3_XXS, IQ2_S, IQ2_XS, IQ2_XXS, IQ1_S, IQ1_M = (
     DTYPES[name] for name in ("IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_S", "IQ1_M")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
 
 INTERVAL = 30.0  # seconds between lines where there is no terminal
 
@@ -16,6 +17,11 @@ def human(nbytes: float) -> str:
             return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
         nbytes /= 1000
     return ""
+
+
+def binary(nbytes: int) -> str:
+    """2684354560 -> "2.50 GiB"; memory comes in powers of two."""
+    return f"{nbytes / 2**30:.2f} GiB" if nbytes >= 2**30 else f"{nbytes / 2**20:.2f} MiB"
 
 
 def printable(text: str) -> str:
@@ -47,7 +53,7 @@ class ProgressDisplay:
     def __init__(self, *, quiet: bool, unit: str = "B") -> None:
         self._quiet = quiet
         self._unit = unit
-        self._bar = None
+        self._bar: Any = None  # a tqdm, once there is something to draw
         self._last = self._started = time.monotonic()
 
     def __call__(self, done: int, total: int, label: str) -> None:

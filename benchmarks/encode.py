@@ -20,7 +20,8 @@ import numpy as np
 from smelt.dtypes import DTYPES
 from smelt.kernels.scheme import kernel
 
-GGML_TYPES = {"q4_0": 2, "q8_0": 8, "q4_k": 12, "q6_k": 14}
+GGML_TYPES = {"q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "q2_k": 10, "q3_k": 11, "q4_k": 12, "q5_k": 13}
+GGML_TYPES |= {"q6_k": 14, "iq4_nl": 20, "iq4_xs": 23}
 
 
 def load_ggml() -> ctypes.CDLL:

@@ -80,7 +80,8 @@ def main() -> None:
         found = watch(words)
         results[name] = found
         rate = nbytes / 1e6 / max(0.1, found["seconds"])
-        print(f"{name:9} {found['seconds']:8.1f} s  {rate:7.0f} MB/s of source  {found['peak_anonymous_mib']:6} MiB peak", flush=True)
+        peak = found["peak_anonymous_mib"]
+        print(f"{name:9} {found['seconds']:8.1f} s  {rate:7.0f} MB/s of source  {peak:6} MiB peak", flush=True)
         if name == "convert":
             shutil.rmtree(folder, ignore_errors=True)
     if options.json:

@@ -15,6 +15,7 @@ from .architecture import Dialect, Family, Match, match_names, missing_names, re
 from .layouts import pairs_to_halves
 from .model import Assumption, Config, LazyTensor
 
+WHOLE_NUMBERS = frozenset(("I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"))
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
@@ -79,6 +80,9 @@ def assemble(
             wrong.append(f"{name} is {list(stored[name].shape)}, wanted {list(wanted)}")
     if wrong:
         raise ModelError(f"{where}: the shapes do not fit the config: {'; '.join(wrong)}")
+    whole = [f"{name} ({stored[name].dtype})" for name in matches if stored[name].dtype.name in WHOLE_NUMBERS]
+    if whole:
+        raise ModelError(f"{where}: {len(whole)} weights are whole numbers, wanted floats: {', '.join(whole)}")
     order = {row.canonical: position for position, row in enumerate(family.rows)}
     last = order[HEAD] if HEAD in order else len(order)
 

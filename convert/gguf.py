@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ..dtypes import BF16, DTYPES, F16, F32, DType
-from ..errors import ModelError
+from ..errors import ModelError, quoted
 from ..formats.checkpoint import FileLayout, TensorSpec
 from ..formats.gguf import GGUFValue, gguf_layout, open_gguf
 from .architecture import Fact, Family, Match, family_by, match_names
@@ -29,7 +29,7 @@ from .layouts import halves_to_pairs
 from .meta import lazy
 from .model import Config, LazyTensor, Model
 from .options import OpenOptions
-from .tokenizer import Tokenizer
+from .tokenizer import Tokenizer, open_sentencepiece
 from .tokenizer_gguf import gguf_vocabulary, read_gguf_vocabulary
 
 FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32}  # llama.cpp, llama.h: llama_ftype
@@ -37,6 +37,7 @@ PLAIN = (F32, F16, BF16)  # what ggml can hold unquantized among a model's dtype
 
 # keys that change the arithmetic and have no canonical counterpart here: better refused than ignored
 _REFUSED = ("expert_count", "rope.scaling.type", "attention.sliding_window", "attention.clamp_kqv", "logit_scale")
+_SCALES = ("rope.scaling.factor", "rope.scale_linear")  # without a type, llama.cpp scales linearly by them
 
 
 def read_gguf_model(path: Path, options: OpenOptions) -> Model:
@@ -56,8 +57,11 @@ def read_gguf_model(path: Path, options: OpenOptions) -> Model:
     tensors, names = assemble(family, "gguf", stored, config, str(path))
     assumptions = resolve_head(tensors, config, str(path), absent_means_tied=True)
     tokenizer = None
-    if not options.skip_tokenizer and "tokenizer.ggml.model" in metadata:
+    if options.tokenizer is not None and not options.skip_tokenizer:
+        tokenizer = open_sentencepiece(options.tokenizer)
+    elif not options.skip_tokenizer and "tokenizer.ggml.model" in metadata:
         tokenizer = read_gguf_vocabulary(metadata)
+    if tokenizer is not None:
         config |= {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
     return Model(
         family.name,
@@ -75,6 +79,7 @@ def read_gguf_model(path: Path, options: OpenOptions) -> Model:
 def _facts(family: Family, metadata: Mapping[str, Any], where: str) -> tuple[dict[str, Any], DType]:
     """Canonical config values out of GGUF's keys, completed from `smelt.config` where it agrees."""
     refused = [key for key in _REFUSED if metadata.get(f"{family.gguf}.{key}") not in (None, 0, "none")]
+    refused += [key for key in _SCALES if metadata.get(f"{family.gguf}.{key}") not in (None, 0, 1)]
     if refused:
         raise ModelError(f"{where}: {family.gguf}.{refused[0]} is set: smelt does not support it yet")
     kept: dict[str, Any] = {}
@@ -84,13 +89,20 @@ def _facts(family: Family, metadata: Mapping[str, Any], where: str) -> tuple[dic
         except (ValueError, RecursionError) as error:
             raise ModelError(f"{where}: smelt.config is not JSON: {error}") from None
     facts = dict(kept) if isinstance(kept, dict) else {}
+    said: dict[str, str] = {}
     for fact in family.facts:
         value = metadata.get(f"{family.gguf}.{fact.gguf}")
         if value is None:
             if fact.required:
                 raise ModelError(f"{where}: the key {family.gguf}.{fact.gguf} is missing: the file is incomplete")
             continue
-        facts[fact.key] = _agreed(fact, value, facts.get(fact.key), where)
+        agreed = _agreed(fact, value, facts.get(fact.key), where)
+        if fact.key in said and facts[fact.key] != agreed:
+            raise ModelError(
+                f"{where}: {fact.gguf} is {agreed}, {said[fact.key]} is {facts[fact.key]}: smelt knows models only where "
+                "the two are equal"
+            )
+        facts[fact.key], said[fact.key] = agreed, fact.gguf
     facts.setdefault("rope_theta", 10000.0)  # llama.cpp's own default for a file without the key
     norm = DTYPES.get(str(metadata.get("smelt.norm_dtype")), F32)
     return facts, norm
@@ -100,7 +112,7 @@ def _agreed(fact: Fact, value: Any, kept: Any, where: str) -> Any:
     """The GGUF value; as precise as `smelt.config` tells it, where that rounds to the same float32."""
     wanted = (int,) if fact.type == "u32" else (int, float)
     if isinstance(value, bool) or not isinstance(value, wanted):
-        raise ModelError(f"{where}: {fact.gguf} is {value!r}, wanted a number ({fact.type})")
+        raise ModelError(f"{where}: {fact.gguf} is {quoted(value)}, wanted a number ({fact.type})")
     if fact.type == "u32":
         return int(value)
     single = np.float32(value)

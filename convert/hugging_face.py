@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..dtypes import DType
-from ..errors import FormatError, InputError, ModelError
+from ..errors import FormatError, InputError, ModelError, quoted
 from ..formats.checkpoint import FileLayout, TensorSpec, literal
 from ..formats.safetensors import index_json, open_safetensors, safetensors_layout, shard_plan
 from .architecture import family_by
@@ -45,11 +45,11 @@ def read_hugging_face_model(path: Path, options: OpenOptions) -> Model:
     checkpoint = open_safetensors(path)
     config_path = folder / "config.json"
     raw = read_json(config_path)
-    if "quantization_config" in raw:
+    if raw.get("quantization_config") is not None:
         method = raw["quantization_config"].get("quant_method") if isinstance(raw["quantization_config"], dict) else "?"
         raise ModelError(f"{config_path}: the weights are quantized ({method}): smelt does not read this dialect yet")
     family = family_by("model_type", str(raw.get("model_type")), str(config_path))
-    config = canonical_config(family, _portable(raw, options), str(config_path))
+    config = canonical_config(family, _portable(raw, options, str(config_path)), str(config_path))
     stored = {name: lazy(tensor) for name, tensor in checkpoint.tensors.items()}
     tensors, names = assemble(family, "canonical", stored, config, str(path))
     assumptions = resolve_head(tensors, config, str(config_path), absent_means_tied=False)
@@ -84,14 +84,26 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _portable(raw: Mapping[str, Any], options: OpenOptions) -> dict[str, Any]:
+def _portable(raw: Mapping[str, Any], options: OpenOptions, where: str) -> dict[str, Any]:
     """The config in transformers' older spelling, options applied."""
     config = dict(raw)
     rope = config.pop("rope_parameters", None)
-    if isinstance(rope, dict):
-        config.setdefault("rope_theta", rope.get("rope_theta"))
+    if rope is not None:
+        if not isinstance(rope, dict) or any(isinstance(value, dict) for value in rope.values()):
+            raise ModelError(f"{where}: rope_parameters is {quoted(rope)}, wanted one set of them for all layers")
+        base = rope.get("rope_theta")
+        if config.get("rope_theta") is None:
+            config["rope_theta"] = base
+        elif base not in (None, config["rope_theta"]):
+            raise ModelError(
+                f"{where}: rope_theta is {quoted(config['rope_theta'])}, in rope_parameters {quoted(base)}"
+            )
+        config.setdefault("partial_rotary_factor", rope.get("partial_rotary_factor"))
         if rope.get("rope_type", "default") != "default":
             config.setdefault("rope_scaling", {key: value for key, value in rope.items() if key != "rope_theta"})
+    scaling = config.get("rope_scaling")
+    if isinstance(scaling, dict) and scaling.get("rope_type", scaling.get("type")) == "default":
+        config["rope_scaling"] = None
     config.pop("dtype", None)
     config.pop("torch_dtype", None)
     config.pop("transformers_version", None)

@@ -24,4 +24,5 @@ def manifest(plan: Plan) -> bytes:
         "tensors": {step.name: step.scheme.name for step in plan.steps},
         "notes": list(plan.notes),
     }
-    return (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode()
+    text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+    return text.encode(errors="backslashreplace")  # a file name that is not UTF-8 becomes JSON's own escape

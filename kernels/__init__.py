@@ -4,7 +4,7 @@
     cpu/        numba copies, same file names, same signatures
     gpu/        Triton copies, same file names, torch CUDA tensors in and out
 
-Every module has `DTYPE`, `encode(rows, importance=None)` and `decode(packed)`:
+Every module has `DTYPE`, `decode(packed)` and, unless the type can only be read, `encode(rows, importance=None)`:
 
     encode  float32[n, columns], float32[columns] or None -> uint8[n, DTYPE.row_nbytes(columns)]
     decode  uint8[n, row_nbytes] -> float32[n, columns]

@@ -39,14 +39,20 @@ class Scheme:
 
 
 @cache
-def has_kernel(dtype: DType) -> bool:
-    """True where smelt can encode and decode `dtype`."""
-    return any(find_spec(f"{__package__}.{room}.{dtype.name.lower()}") is not None for room in ("cpu", "reference"))
+def can_decode(dtype: DType) -> bool:
+    """True where smelt has the arithmetic of `dtype`: every kernel decodes."""
+    return find_spec(f"{__package__}.reference.{dtype.name.lower()}") is not None
+
+
+@cache
+def can_encode(dtype: DType) -> bool:
+    """True where smelt can also make `dtype`: a reference without `encode` is of a type that it only reads."""
+    return can_decode(dtype) and hasattr(import_module(f"{__package__}.reference.{dtype.name.lower()}"), "encode")
 
 
 @cache
 def kernel(dtype: DType) -> ModuleType:
-    """The module with `encode` and `decode` of `dtype`; UsageError for a type without arithmetic (integers)."""
+    """The module with `decode` and, for most, `encode` of `dtype`; UsageError for a type without arithmetic (integers)."""
     for room in ("cpu", "reference"):
         name = f"{__package__}.{room}.{dtype.name.lower()}"
         if find_spec(name) is not None:
@@ -71,9 +77,14 @@ def scheme(name: str) -> Scheme:
 
 @cache
 def cast_scheme(dtype: DType) -> Scheme:
-    """One tensor of `dtype`: a block type quantizes, a plain float type rounds to nearest."""
+    """One tensor of `dtype`: a block type quantizes, a plain float type rounds to nearest.
+
+    Its `encode` raises UsageError for a type that smelt can only read.
+    """
 
     def encode(rows: Rows, importance: Rows | None) -> dict[str, Packed]:
+        if not can_encode(dtype):
+            raise UsageError(f"{dtype.name}: smelt can read this type, not make it; choose another")
         return {"": kernel(dtype).encode(rows, importance)}
 
     def decode_one(stored: dict[str, Packed]) -> Rows:

@@ -23,7 +23,7 @@ from ..convert.model import LazyTensor, Model
 from ..dtypes import DTYPES, F32, DType
 from ..errors import ModelError, UsageError
 from ..formats.gguf_types import TENSOR_IDS
-from ..kernels.scheme import Scheme, cast_scheme, has_kernel
+from ..kernels.scheme import Scheme, can_encode, cast_scheme
 from .recipes import ALIASES, FALLBACKS, RECIPES, Place, Recipe, by_rule, needs_importance
 
 
@@ -55,7 +55,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Types:
-    """A type for every tensor by canonical name, what had to give way, and the tensors that need importance."""
+    """A type for every tensor by canonical name, what had to give way, and "name (type)" that need importance."""
 
     dtypes: Mapping[str, DType]
     notes: tuple[str, ...]
@@ -64,7 +64,7 @@ class Types:
     @property
     def lacking(self) -> tuple[str, ...]:
         """Names of the types that smelt cannot encode."""
-        return tuple(sorted({dtype.name for dtype in self.dtypes.values() if not has_kernel(dtype)}))
+        return tuple(sorted({dtype.name for dtype in self.dtypes.values() if not can_encode(dtype)}))
 
 
 def find_recipe(name: str) -> Recipe:
@@ -78,21 +78,21 @@ def find_recipe(name: str) -> Recipe:
 
 
 def _can_make(recipe: Recipe) -> bool:
-    """True where every type that the recipe may ask for has a kernel."""
+    """True where smelt can encode every type that the recipe may ask for."""
     types = {recipe.base} | {
         by_rule(recipe, role, Place(i, 32, gqa, 0, imatrix=False))
         for role in ("attn_v", "ffn_down", "attn_output", "output", "token_embd", "attn_q", "attn_k", "ffn_up")
         for i in (0, 12, 31)
         for gqa in (1, 8)
     }
-    return all(has_kernel(DTYPES[name]) for name in types)
+    return all(can_encode(DTYPES[name]) for name in types)
 
 
 def choose(model: Model, recipe: Recipe, options: ChooseOptions) -> Choice:
     """A scheme for every tensor of `model`.
 
-    ModelError lists rows that do not divide, unless fallbacks are allowed. UsageError where a type has no kernel, or is one
-    that llama.cpp refuses to make without importance.
+    ModelError lists rows that do not divide, unless fallbacks are allowed. UsageError for a type that smelt cannot make, and
+    for one that llama.cpp refuses to make without importance.
     """
     types = choose_types(model, recipe, options)
     if types.lacking:
@@ -100,8 +100,7 @@ def choose(model: Model, recipe: Recipe, options: ChooseOptions) -> Choice:
     if types.need_importance and not options.imatrix:
         raise UsageError(
             f"{recipe.name}: {len(types.need_importance)} tensors take a type that is useless without importance, first "
-            f"{types.need_importance[0]} ({types.dtypes[types.need_importance[0]]}): give --imatrix FILE, or choose "
-            "another scheme"
+            f"{types.need_importance[0]}: give --imatrix FILE, or choose another scheme"
         )
     return Choice(recipe, {name: cast_scheme(types.dtypes[name]) for name in model.tensors}, types.notes)
 
@@ -141,7 +140,7 @@ def choose_types(model: Model, recipe: Recipe, options: ChooseOptions) -> Types:
     head = head_name(model)
     dtypes, notes = _with_fallbacks(model.tensors, wanted, head if head in by_recipe else None, options.allow_fallback)
     needing = tuple(
-        matches[name].name("gguf")
+        f"{matches[name].name('gguf')} ({dtype})"
         for name, dtype in dtypes.items()
         if needs_importance(recipe, matches[name].row.role, dtype.name)
     )

@@ -4,13 +4,16 @@
     KV       2 * layers * kv_heads * head_dim * context * bytes of an element: keys and values of every position
     compute  an estimate of llama.cpp's compute buffer for batches of 512 tokens without flash attention, the largest of
 
+             attention   512 * 4 * (heads * context + context + 5 * hidden + 2 * kv_heads * head_dim)   scores, mask, states
+             ffn         512 * 4 * (3 * ffn + 5 * hidden + context)                                     gate, up, product
              logits      512 * 4 * (vocabulary + hidden)
-             attention   512 * 4 * (heads * context + context + 4 * hidden)      scores, mask, and q, k, v, x
-             ffn         512 * 4 * (2 * ffn + 2 * hidden)                        gate, up, and two states
 
-The pick is the largest file that fits: bits are what quality follows. Q4_0, Q4_1, Q5_0 and Q5_1 lose more at the same bits
-than K- and IQ-types, and ternary and FP4 types suit models trained for them, so those are picked only where nothing else
-fits. At equal bits an IQ-type goes first. Source of the formulas: ggml's graph of a LLaMA block (llama-graph.cpp).
+Measured with llama.cpp of mid-2026 on the CPU: see docs/fit.md. With flash attention the scores are never whole, so that
+less is needed.
+
+The pick is the largest file that fits: bits are what quality follows. At the same bits Q4_0, Q4_1, Q5_0, Q5_1 and NVFP4
+lose more than K- and IQ-types, so they are picked only where nothing else fits; at equal bits an IQ-type goes first.
+Ternary types ruin a model that was not trained for them, and are never picked.
 """
 
 from __future__ import annotations
@@ -33,8 +36,12 @@ from .recipes import RECIPES, Recipe
 KV_DTYPES = ("f32", "f16", "q8_0", "q4_0")
 BATCH = 512  # llama.cpp's n_ubatch
 
-_LEGACY = ("Q4_0", "Q4_1", "Q5_0", "Q5_1")
-_SPECIAL = ("TQ1_0", "TQ2_0", "MXFP4_MOE", "NVFP4")
+_COARSE = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "NVFP4")
+_SPECIAL = {
+    "TQ1_0": "for models trained in ternary weights",
+    "TQ2_0": "for models trained in ternary weights",
+    "MXFP4_MOE": "for mixtures of experts",
+}
 
 
 @dataclass(frozen=True)
@@ -65,10 +72,10 @@ class FitChoice:
         return self.file_nbytes + self.kv_nbytes + self.compute_nbytes
 
     @property
-    def rank(self) -> tuple[bool, bool, int, bool]:
+    def rank(self) -> tuple[bool, int, bool]:
         """The larger, the better."""
         name = self.scheme.upper()
-        return name not in _SPECIAL, name not in _LEGACY, self.file_nbytes, name.startswith("IQ")
+        return name not in _COARSE, self.file_nbytes, name.startswith("IQ")
 
 
 @dataclass(frozen=True)
@@ -81,6 +88,16 @@ class Fit:
     choices: tuple[FitChoice, ...]
     pick: FitChoice | None
     notes: tuple[str, ...]
+
+    def why_none(self) -> str:
+        """The line for a user whose card holds none of the choices: how much the smallest takes."""
+        able = [choice for choice in self.choices if not choice.reason] or self.choices
+        least = min(able, key=lambda choice: choice.total_nbytes)
+        return (
+            f"nothing fits: {least.scheme}, the smallest that smelt makes of this model, takes "
+            f"{least.total_nbytes / 2**30:.2f} GiB with {self.options.context} tokens, and {self.options.vram / 2**30:.2f} GiB "
+            "are given: take fewer tokens, --kv-dtype q8_0, or leave layers on the CPU"
+        )
 
     def document(self) -> dict[str, Any]:
         """The JSON of `smelt fit`."""
@@ -110,9 +127,17 @@ class Fit:
 
 
 def fit_model(model: Model, options: FitOptions) -> Fit:
-    """Size every recipe for `model`, and pick. Reads no data. UsageError for a KV dtype that llama.cpp does not keep."""
+    """Size every recipe for `model`, and pick. Reads no data.
+
+    UsageError for a KV dtype that llama.cpp does not keep, and for a source that is quantized already.
+    """
     if options.kv_dtype not in KV_DTYPES:
         raise UsageError(f"--kv-dtype {options.kv_dtype}: wanted one of {', '.join(KV_DTYPES)}")
+    if model.matrix_dtype.is_block:
+        raise UsageError(
+            f"{model.files[0]}: is quantized already ({model.matrix_dtype}): start from the original, or say which scheme with "
+            "smelt quantize --allow-requantize"
+        )
     if "max_position_embeddings" not in model.config:  # a number in the header, of one size whatever it is
         model = replace(model, config={**model.config, "max_position_embeddings": options.context})
     notes = list(model.notes)
@@ -146,10 +171,11 @@ def kv_nbytes(config: Mapping[str, Any], context: int, kv_dtype: str) -> int:
 def compute_nbytes(config: Mapping[str, Any], context: int) -> int:
     """The estimate of the module's docstring, in bytes."""
     hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
+    kv_width = int(config["num_key_value_heads"]) * int(config["head_dim"])
+    attention = heads * context + context + 5 * hidden + 2 * kv_width
+    ffn = 3 * int(config["intermediate_size"]) + 5 * hidden + context
     logits = int(config["vocab_size"]) + hidden
-    attention = heads * context + context + 4 * hidden
-    ffn = 2 * int(config["intermediate_size"]) + 2 * hidden
-    return BATCH * 4 * max(logits, attention, ffn)
+    return BATCH * 4 * max(attention, ffn, logits)
 
 
 def _header_nbytes(model: Model, importance: Importance | None) -> int:
@@ -175,6 +201,8 @@ def _reason(model: Model, recipe: Recipe, types: Types, options: FitOptions) -> 
     source, base = model.matrix_dtype, DTYPES[recipe.base]
     if base != source and base.bits_per_weight >= source.bits_per_weight:
         return f"the source is {source}"
+    if recipe.name in _SPECIAL:
+        return _SPECIAL[recipe.name]
     if types.lacking:
         return f"smelt cannot encode {', '.join(types.lacking)} yet"
     if types.need_importance and options.importance is None:
@@ -182,9 +210,3 @@ def _reason(model: Model, recipe: Recipe, types: Types, options: FitOptions) -> 
     if types.notes and not options.choose.allow_fallback:
         return f"{len(types.notes)} tensors' rows do not divide: --allow-fallback"
     return ""
-
-
-def smallest(fit: Fit) -> FitChoice:
-    """The choice that takes least among those that smelt can make, or among all where it can make none."""
-    able = [choice for choice in fit.choices if not choice.reason] or list(fit.choices)
-    return min(able, key=lambda choice: choice.total_nbytes)

@@ -12,6 +12,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# A busy machine is no defect: examples are the same every time, and none is judged by its pace.
+settings.register_profile("smelt", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("smelt")
 
 
 def register(name: str) -> None:
@@ -26,6 +31,7 @@ def register(name: str) -> None:
 
 
 register("meta_checkpoints")
+register("llama_shapes")
 
 
 @pytest.fixture(scope="session")

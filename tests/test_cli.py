@@ -18,7 +18,9 @@ OPTION = ["--context-length", "128"]
 
 
 def smelt(*words: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-P", "-m", "smelt", *map(str, words)], capture_output=True, text=True, timeout=240)
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "smelt", *map(str, words)], capture_output=True, text=True, timeout=240
+    )
 
 
 @pytest.fixture(scope="module")
@@ -162,3 +164,18 @@ def test_a_killed_run_is_cleaned_up_by_the_next(tmp_path: Path) -> None:
     process.wait(60)
     assert smelt(*words, "--force").returncode == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "m.gguf", "m.gguf.smelt.json"]
+
+
+def test_numbers_that_are_none_are_usage_errors(model: Path, tmp_path: Path) -> None:
+    assert one_line(smelt("convert", model, tmp_path / "out", "--rope-theta", "nan"), 2)
+    assert one_line(smelt("convert", model, tmp_path / "out", "--context-length", 1 << 31), 2)
+    assert one_line(smelt("convert", model, tmp_path / "out", "--max-shard-size", "9" * 400), 2)
+    assert one_line(smelt("validate", model, model, "--text", model / "params.json", "--max-kld", "nan"), 2)
+    assert one_line(smelt("perplexity", model, "--text", model / "params.json", "--ctx", 3), 2)
+
+
+def test_the_demo_makes_its_folder(tmp_path: Path) -> None:
+    found = smelt("demo", "--out", tmp_path / "new" / "folder", "--chunks", 2, "--json")
+    assert found.returncode in (0, 1), found.stderr
+    assert json.loads(found.stdout)["files"]
+    assert (tmp_path / "new" / "folder" / "tiny-llama.q4_k_m.gguf").is_file()

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-
 from smelt.api import convert, quantize, validate
 from smelt.convert.options import OpenOptions
 from smelt.formats.gguf import open_gguf
@@ -94,9 +93,7 @@ def mean_kld(reference: list[torch.Tensor], candidate: list[torch.Tensor]) -> fl
 
 
 def perplexity(cut: list[torch.Tensor], found: list[torch.Tensor]) -> float:
-    nll = [
-        -row.log_softmax(-1).gather(-1, tokens[257:512, None])[:, 0] for tokens, row in zip(cut, found, strict=True)
-    ]
+    nll = [-row.log_softmax(-1).gather(-1, tokens[257:512, None])[:, 0] for tokens, row in zip(cut, found, strict=True)]
     return math.exp(float(torch.cat(nll).mean()))
 
 
@@ -120,7 +117,9 @@ def test_the_shrunk_model_passes_and_every_number_is_the_in_memory_one(tiny_llam
     assert document["reference"]["perplexity"] == pytest.approx(perplexity(cut, reference), rel=1e-4)
     assert candidate["perplexity"] == pytest.approx(perplexity(cut, shrunk), rel=1e-4)
     assert candidate["kld"]["mean"] == pytest.approx(mean_kld(reference, shrunk), abs=1e-5)
-    agreement = np.mean([(p.argmax(-1) == q.argmax(-1)).double().mean() for p, q in zip(reference, shrunk, strict=True)])
+    agreement = np.mean(
+        [(p.argmax(-1) == q.argmax(-1)).double().mean() for p, q in zip(reference, shrunk, strict=True)]
+    )
     assert candidate["top1_agreement"] == pytest.approx(agreement, abs=1e-3)
     assert candidate["bits_per_weight"] == pytest.approx(4.92, abs=0.01)
     json.dumps(document, allow_nan=False)
@@ -208,7 +207,9 @@ def test_damage_fails_and_is_named(
 
 
 def test_a_model_against_itself_is_exactly_equal(tiny_llama: Path, made: Path, text: str) -> None:
-    report = validate(tiny_llama, [tiny_llama, made / "hf", made / "f16.gguf"], text, ValidateOptions(chunks=4), OPTIONS)
+    report = validate(
+        tiny_llama, [tiny_llama, made / "hf", made / "f16.gguf"], text, ValidateOptions(chunks=4), OPTIONS
+    )
     assert report.passed
     for candidate in report.document()["candidates"]:
         assert candidate["kld"]["mean"] == candidate["kld"]["max"] == 0

@@ -83,12 +83,20 @@ class Drift:
     @property
     def ppl_ratio_upper(self) -> float:
         """How many times the reference's perplexity the candidate's may be, at the upper end of the interval."""
-        return math.exp(self.delta_ln_ppl.upper)
+        return exponential(self.delta_ln_ppl.upper)
+
+
+def exponential(nats: float) -> float:
+    """e^nats, infinity where a float cannot hold it: a broken model's perplexity is a result, not a crash."""
+    try:
+        return math.exp(nats)
+    except OverflowError:
+        return math.inf
 
 
 def perplexity(scores: Sequence[TokenScores]) -> float:
     """e^(mean nll) over all scored tokens of all windows."""
-    return math.exp(float(np.concatenate([score.nll for score in scores]).mean()))
+    return exponential(float(np.concatenate([score.nll for score in scores]).mean()))
 
 
 def drift(

@@ -23,6 +23,17 @@ from ..errors import ModelError
 
 Forward = Callable[..., Any]  # as a decoder layer: the hidden state comes first, or is named hidden_states
 
+# What a config says of storing, generating and reporting. The weights come decoded, so none of it is the forward pass's
+# business, and some of it stops one: a padding id outside the vocabulary, a kind of attention that is not installed.
+_NOT_ARITHMETIC = frozenset(
+    (
+        *("model_type", "architectures", "auto_map", "quantization_config", "tokenizer_class", "torchscript"),
+        *("bos_token_id", "eos_token_id", "pad_token_id", "keys_to_ignore_at_inference", "gradient_checkpointing"),
+        *("use_cache", "return_dict", "use_return_dict", "output_attentions", "output_hidden_states"),
+        *("_attn_implementation", "attn_implementation", "problem_type", "id2label", "label2id", "num_labels"),
+    )
+)
+
 
 class _ForwardEndsError(Exception):
     """Raised by the layer that was wanted, so that nothing after it runs."""
@@ -184,17 +195,24 @@ def _empty_network(config: Config) -> Any:
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         raise ModelError("the model's config has no model_type, so transformers cannot know its forward pass")
-    # The weights come decoded, so how they were stored is not transformers' business.
-    fields = {key: value for key, value in config.items() if key not in ("model_type", "quantization_config")}
+    fields = {key: value for key, value in config.items() if key not in _NOT_ARITHMETIC}
     try:
         settings = AutoConfig.for_model(model_type, **fields)
         _refuse_what_layers_share(model_type, settings)
         with _parameters_on_meta():
             network = AutoModelForCausalLM.from_config(settings, dtype=torch.float32)  # type: ignore[no-untyped-call]
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError, AssertionError, ImportError, _strict_error()) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"{model_type}: transformers cannot build a decoder from this config: {reason}") from error
     return network.eval()
+
+
+def _strict_error() -> type[Exception]:
+    """What transformers 5 raises for a field of the wrong type; before, it was a ValueError."""
+    from huggingface_hub import errors
+
+    found: type[Exception] = getattr(errors, "StrictDataclassError", ValueError)
+    return found
 
 
 def _refuse_what_layers_share(model_type: str, settings: Any) -> None:

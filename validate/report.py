@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .bootstrap import Interval
-from .drift import Drift, LayerCosine
+from .drift import Drift, LayerCosine, exponential
 from .gates import Gate
 from .protocols import Protocol
 from .weights import TensorDrift
@@ -68,12 +68,12 @@ class PerplexityResult:
     @property
     def perplexity(self) -> float:
         """e^(mean nll)."""
-        return math.exp(self.ln_perplexity.mean)
+        return exponential(self.ln_perplexity.mean)
 
     def document(self) -> dict[str, Any]:
         """Plain values for JSON."""
         low, high = (
-            None if end is None else math.exp(end) for end in (self.ln_perplexity.low, self.ln_perplexity.high)
+            None if end is None else exponential(end) for end in (self.ln_perplexity.low, self.ln_perplexity.high)
         )
         found = {"path": self.path, "perplexity": self.perplexity, "low": low, "high": high}
         return finite_values({**found, **self.evaluation.document()})
@@ -161,12 +161,6 @@ class ValidationReport:
                 "candidates": [candidate.document() for candidate in self.candidates],
             }
         )
-
-    def terminal_table(self) -> str:
-        """The report as text of at most 100 columns, without colours."""
-        from .terminal import render
-
-        return render(self)
 
 
 def _drift_document(drift: Drift | None) -> dict[str, Any]:

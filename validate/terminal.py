@@ -6,7 +6,7 @@ import math
 import textwrap
 
 from .bootstrap import Interval
-from .drift import Drift, LayerCosine
+from .drift import Drift, LayerCosine, exponential
 from .report import CandidateResult, ValidationReport
 from .weights import TensorDrift
 
@@ -56,10 +56,15 @@ def _drift(drift: Drift) -> list[str]:
     ]
 
 
+def _less_one(nats: float) -> float:
+    """e^nats - 1: exact near 0, infinity where a float cannot hold it."""
+    return math.expm1(nats) if nats < 1 else exponential(nats) - 1
+
+
 def _as_change(logarithm: Interval) -> Interval:
     """d ln PPL -> the fraction that perplexity changes by."""
-    low, high = (None if end is None else math.expm1(end) for end in (logarithm.low, logarithm.high))
-    return Interval(math.expm1(logarithm.mean), low, high)
+    low, high = (None if end is None else _less_one(end) for end in (logarithm.low, logarithm.high))
+    return Interval(_less_one(logarithm.mean), low, high)
 
 
 def _range(interval: Interval, form: str) -> str:

@@ -125,6 +125,8 @@ FACTS = (
     Fact("rms_norm_eps", "attention.layer_norm_rms_epsilon", "f32"),
     Fact("rope_theta", "rope.freq_base", "f32", required=False),
     Fact("head_dim", "rope.dimension_count", "u32", required=False),
+    Fact("head_dim", "attention.key_length", "u32", required=False),  # llama.cpp takes hidden_size / heads without them
+    Fact("head_dim", "attention.value_length", "u32", required=False),
     Fact("vocab_size", "vocab_size", "u32", required=False),
 )
 
@@ -254,6 +256,10 @@ def checks(config: Mapping[str, Any]) -> list[str]:
         problems.append(f"{heads} query heads do not divide among {kv_heads} key-value heads")
     if config.get("rope_scaling") is not None:
         problems.append(f"rope_scaling {quoted(config['rope_scaling'])} is not supported by smelt yet")
+    if config.get("partial_rotary_factor", 1) != 1:
+        problems.append(
+            f"partial_rotary_factor {quoted(config['partial_rotary_factor'])} is not supported by smelt yet"
+        )
     problems += [f"{key} is set: biases have no row" for key in ("attention_bias", "mlp_bias") if config.get(key)]
     if config.get("hidden_act", "silu") != "silu":
         problems.append(f"hidden_act {quoted(config['hidden_act'])} is not silu")

@@ -117,15 +117,17 @@ def _fit_block(x, weight, sum_w, inverse_w, mean, bottom, top):
     """Step 1 -> (scale, low end <= 0)."""
     span = top - bottom
     inverse_span = reciprocal(span)
-    best = tl.zeros_like(span)
-    scale = best
+    # Gains count from all codes 0 at the mean; where that is above 0, low is 0 and all of it is still to gain.
+    positive = tl.maximum(mean, 0.0)
+    best = -(positive * positive * sum_w)
+    scale = tl.zeros_like(span)
     low = tl.minimum(mean, 0.0)
     for g in range(0, N_GRID):
         inverse = pick(GRID, N_GRID, g) * inverse_span
         step = span * pick(GRID_INVERSE, N_GRID, g)
         for e in range(0, N_EDGES):
             start = bottom + pick(EDGES, N_EDGES, e) * step
-            sum_q = tl.zeros_like(best)
+            sum_q = tl.zeros_like(scale)
             sum_qq = sum_q
             cross = sum_q
             for i in tl.static_range(0, 32):

@@ -20,6 +20,7 @@ TINY = tl.constexpr(float(reference.TINY))
 TO_EVEN = tl.constexpr(1.5 * 2**23)
 SEARCH_LIMIT = tl.constexpr(float(checks.SEARCH_LIMIT))
 HALF_OVERFLOW = tl.constexpr(float(reference.HALF_OVERFLOW))
+HALF_SMALLEST = tl.constexpr(float(reference.HALF_SMALLEST))
 FP32_MAX = tl.constexpr(3.4028234663852886e38)
 
 
@@ -109,8 +110,10 @@ def codes(value, LOW: tl.constexpr, HIGH: tl.constexpr):
 
 @triton.jit
 def half(value):
-    """The nearest fp16 number, as float32."""
-    return value.to(tl.float16).to(tl.float32)
+    """The nearest fp16 number, as float32; never 0 for what is not 0."""
+    rounded = value.to(tl.float16).to(tl.float32)
+    smallest = tl.where(value < 0, -HALF_SMALLEST, HALF_SMALLEST)
+    return tl.where((rounded == 0) & (value != 0), smallest, rounded)
 
 
 @triton.jit

@@ -6,7 +6,8 @@
     scale[j] = UE4M3 of max|x| / 6, halves upwards
 
 There is no scale for the whole tensor, so the format's range is fixed: a block whose largest weight is below 6 / 1024
-becomes zeros, one beyond 6 * 464 is refused (ggml clips it). Importance changes nothing.
+becomes zeros, one from 6 * 464 on is refused (ggml clips it). ggml never writes the scales 256 to 416 but 448 in their
+place, and between 7.5 and 8 units of 2^-9 writes 7; so do we. Importance changes nothing.
 Source: ggml, quantize_row_nvfp4_ref, ggml_fp32_to_ue4m3.
 """
 
@@ -20,7 +21,7 @@ from .checks import refuse_non_finite, refuse_overflow
 from .e2m1 import nearest, pack, unpack
 from .search import Floats
 
-__all__ = ["DTYPE", "LIMIT", "decode", "encode"]
+__all__ = ["DTYPE", "LIMIT", "decode", "encode", "widen"]
 
 BLOCK, BLOCKS = 16, 4
 LIMIT = np.float32(2784)  # the least weight whose scale would round beyond 448
@@ -35,7 +36,7 @@ def encode(rows: Rows, importance: Rows | None = None) -> Packed:  # noqa: ARG00
     refuse_overflow(rows, LIMIT)
     x = rows.reshape(-1, BLOCK)
     scales = _narrow(np.abs(x).max(axis=1) / SIX)
-    codes = pack(nearest(x, _widen(scales)))
+    codes = pack(nearest(x, widen(scales)))
     packed = np.concatenate([scales.reshape(-1, BLOCKS), codes.reshape(-1, BLOCKS * BLOCK // 2)], axis=1)
     return packed.reshape(n, width)
 
@@ -45,12 +46,12 @@ def _narrow(values: Floats) -> Packed:
     bits = values.view(np.uint32)
     rounded = (bits >> np.uint32(19)) + np.uint32(1) >> np.uint32(1)
     normal = rounded.astype(np.int32) - ((127 - 7) << 3)
-    small = (values * np.float32(512) + np.float32(0.5)).astype(np.int32)
-    # ggml rounds what lies between 7.5 and 8 units down to 7
-    return np.where(values < np.float32(2.0**-6), np.minimum(small, 7), np.minimum(normal, 0x7E)).astype(np.uint8)
+    normal = np.where(normal >= 0x78, 0x7E, normal)
+    small = np.minimum((values * np.float32(512) + np.float32(0.5)).astype(np.int32), 7)
+    return np.where(values < np.float32(2.0**-6), small, normal).astype(np.uint8)
 
 
-def _widen(scales: Packed) -> Floats:
+def widen(scales: Packed) -> Floats:
     """UE4M3 -> half its value, float32; the highest bit counts for nothing."""
     exponent, fraction = scales >> np.uint8(3) & np.uint8(15), (scales & np.uint8(7)).astype(np.float32)
     normal = np.ldexp(np.float32(1) + fraction / np.float32(8), exponent.astype(np.int32) - 8)
@@ -63,5 +64,5 @@ def decode(packed: Packed) -> Rows:
     """[n, columns / 64 * 36] uint8 -> [n, columns] float32."""
     blocks = packed.reshape(-1, DTYPE.nbytes)
     values = unpack(blocks[:, BLOCKS:].reshape(-1, BLOCK // 2))
-    weights: Rows = _widen(blocks[:, :BLOCKS].reshape(-1))[:, None] * values
+    weights: Rows = widen(blocks[:, :BLOCKS].reshape(-1))[:, None] * values
     return weights.reshape(len(packed), packed.shape[1] // DTYPE.nbytes * DTYPE.block)

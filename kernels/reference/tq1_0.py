@@ -47,7 +47,7 @@ def decode(packed: Packed) -> Rows:
     for width, depth, _first in RUNS:
         powers = np.array([3**k for k in range(depth)], np.uint8)[:, None]
         fraction = blocks[:, None, start : start + width] * powers
-        runs.append((fraction.astype(np.uint16) * np.uint16(3) >> np.uint16(8)).reshape(len(blocks), -1))
+        runs.append((fraction.astype(np.uint16) * np.uint16(3) >> np.uint16(8)).reshape(-1, width * depth))
         start += width
     values = np.concatenate(runs, axis=1).astype(np.float32) - np.float32(1)
     weights: Rows = bytes_half(blocks[:, CODES:])[:, None] * values

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from meta_checkpoints import write_meta
-
 from smelt.api import convert, diff, open_checkpoint, quantize
 from smelt.convert.options import OpenOptions
 from smelt.errors import InputError, ModelError, UsageError
@@ -103,7 +102,7 @@ def test_a_head_that_a_config_wrongly_ties_stops_the_run(tmp_path: Path) -> None
     convert(tmp_path / "meta", tmp_path / "hf", options=OPTIONS)
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     (tmp_path / "hf" / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
-    with pytest.raises(InputError, match="tie_word_embeddings is true, yet"):
+    with pytest.raises(InputError, match=r"tie_word_embeddings is true, yet"):
         convert(tmp_path / "hf", tmp_path / "model.gguf")
     assert not (tmp_path / "model.gguf").exists()
 
@@ -116,7 +115,7 @@ def test_the_tokenizer_may_lie_in_the_parent_folder(tmp_path: Path) -> None:
 
 def test_gguf_without_a_tokenizer_is_refused_unless_asked_for(tmp_path: Path) -> None:
     write_meta(tmp_path / "meta", tokenizer=None)
-    with pytest.raises(ModelError, match="--skip-tokenizer"):
+    with pytest.raises(ModelError, match=r"--skip-tokenizer"):
         convert(tmp_path / "meta", tmp_path / "model.gguf", options=OPTIONS)
     convert(tmp_path / "meta", tmp_path / "model.gguf", options=OpenOptions(128, skip_tokenizer=True))
     assert diff(tmp_path / "meta", tmp_path / "model.gguf").equal
@@ -124,7 +123,7 @@ def test_gguf_without_a_tokenizer_is_refused_unless_asked_for(tmp_path: Path) ->
 
 def test_an_unknown_context_length_is_an_error_that_names_the_option(tmp_path: Path) -> None:
     write_meta(tmp_path / "meta")
-    with pytest.raises(ModelError, match="--context-length"):
+    with pytest.raises(ModelError, match=r"--context-length"):
         convert(tmp_path / "meta", tmp_path / "hf")
 
 
@@ -139,7 +138,7 @@ def test_shards_of_another_model_are_refused(tmp_path: Path) -> None:
     write_meta(tmp_path / "a", n_shards=2)
     write_meta(tmp_path / "b", n_shards=2, dim=32)
     shutil.copy(tmp_path / "b" / "consolidated.01.pth", tmp_path / "a" / "consolidated.01.pth")
-    with pytest.raises(ModelError, match="shards disagree|do not fit"):
+    with pytest.raises(ModelError, match=r"shards disagree|do not fit"):
         convert(tmp_path / "a", tmp_path / "hf", options=OPTIONS)
 
 
@@ -157,7 +156,7 @@ def test_two_models_in_one_folder_are_an_error_that_lists_both(tmp_path: Path) -
     write_meta(tmp_path / "meta")
     convert(tmp_path / "meta", tmp_path / "hf", options=OPTIONS)
     shutil.copy(tmp_path / "hf" / "model.safetensors", tmp_path / "meta" / "model.safetensors")
-    with pytest.raises(InputError, match="more than one model: meta .* and safetensors"):
+    with pytest.raises(InputError, match=r"more than one model: meta .* and safetensors"):
         open_checkpoint(tmp_path / "meta")
 
 
@@ -167,14 +166,16 @@ def test_a_target_that_is_the_input_is_refused(tmp_path: Path, target: str) -> N
     (tmp_path / "link").symlink_to(tmp_path / "meta")
     before = sorted((tmp_path / "meta").iterdir())
     with pytest.raises(UsageError):
-        convert(tmp_path / "meta", tmp_path / "link" if target == "link" else tmp_path / "meta", options=OPTIONS, force=True)
+        convert(
+            tmp_path / "meta", tmp_path / "link" if target == "link" else tmp_path / "meta", options=OPTIONS, force=True
+        )
     assert sorted((tmp_path / "meta").iterdir()) == before
 
 
 def test_an_existing_target_is_kept_without_force(tmp_path: Path) -> None:
     write_meta(tmp_path / "meta")
     (tmp_path / "model.gguf").write_bytes(b"precious")
-    with pytest.raises(UsageError, match="--force"):
+    with pytest.raises(UsageError, match=r"--force"):
         convert(tmp_path / "meta", tmp_path / "model.gguf", options=OPTIONS)
     assert (tmp_path / "model.gguf").read_bytes() == b"precious"
     convert(tmp_path / "meta", tmp_path / "model.gguf", options=OPTIONS, force=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from smelt.convert.layouts import halves_to_pairs, join_columns, join_rows, pairs_to_halves
 from smelt.convert.model import LazyTensor
 from smelt.dtypes import F16, F32
@@ -63,7 +64,7 @@ def test_rejects_heads_that_do_not_divide_the_rows() -> None:
 def test_joined_rows_read_any_range_across_shards(heights: list[int], columns: int, data: st.DataObject) -> None:
     whole = matrix(sum(heights), columns)
     edges = np.cumsum([0, *heights])
-    joined = join_rows("w", [lazy(whole[a:b]) for a, b in zip(edges, edges[1:], strict=False)])
+    joined = join_rows("w", [lazy(whole[a:b]) for a, b in pairwise(edges)])
     start = data.draw(st.integers(0, len(whole)))
     stop = data.draw(st.integers(start, len(whole)))
     assert joined.shape == whole.shape
@@ -75,7 +76,7 @@ def test_joined_rows_read_any_range_across_shards(heights: list[int], columns: i
 def test_joined_columns_read_any_range_across_shards(widths: list[int], rows: int, data: st.DataObject) -> None:
     whole = matrix(rows, sum(widths))
     edges = np.cumsum([0, *widths])
-    joined = join_columns("w", [lazy(whole[:, a:b]) for a, b in zip(edges, edges[1:], strict=False)])
+    joined = join_columns("w", [lazy(whole[:, a:b]) for a, b in pairwise(edges)])
     start = data.draw(st.integers(0, rows))
     stop = data.draw(st.integers(start, rows))
     assert (joined.read_float32(start, stop) == whole[start:stop]).all()

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from meta_checkpoints import meta_forward, read_meta, write_meta
-
 from smelt.api import convert
 from smelt.convert.options import OpenOptions
 

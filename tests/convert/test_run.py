@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from meta_checkpoints import write_meta
-
 from smelt.api import convert, convert_plan, quantized_plan
 from smelt.convert.options import OpenOptions
 from smelt.convert.run import RunOptions, run
@@ -22,7 +21,9 @@ def test_threads_and_slabs_never_show_in_the_output(tmp_path: Path, scheme: str)
     outputs = []
     for threads, slab in ((1, 1 << 20), (2, 64), (7, 1000), (3, 1)):
         target = tmp_path / f"{threads}.gguf"
-        plan = quantized_plan(tmp_path / "meta", target, scheme, options=OPTIONS, choices=None if scheme == "q8_0" else ALLOW)
+        plan = quantized_plan(
+            tmp_path / "meta", target, scheme, options=OPTIONS, choices=None if scheme == "q8_0" else ALLOW
+        )
         run(plan, RunOptions(threads, slab=slab))
         outputs.append(target.read_bytes())
     assert all(output == outputs[0] for output in outputs)

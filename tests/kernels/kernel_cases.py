@@ -19,9 +19,14 @@ from smelt.dtypes import DTYPES
 from smelt.kernels.scheme import kernel
 
 DATA = Path(__file__).with_name("data")
-GGML_TYPES = {"q4_0": 2, "q8_0": 8, "q4_k": 12, "q6_k": 14}
-EXACT = ("q4_0", "q8_0")  # byte for byte ggml's, without importance
-SEARCHED = (("q4_0", True), ("q4_k", False), ("q4_k", True), ("q6_k", False), ("q6_k", True))  # type, with importance
+GGML_TYPES = {"q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "q2_k": 10, "q3_k": 11, "q4_k": 12, "q5_k": 13}
+GGML_TYPES |= {"q6_k": 14, "iq4_nl": 20, "iq4_xs": 23, "tq1_0": 34, "tq2_0": 35, "mxfp4": 39, "nvfp4": 40}
+EXACT = ("q4_0", "q8_0", "mxfp4", "nvfp4", "tq1_0", "tq2_0")  # byte for byte ggml's, without importance
+ALWAYS_SEARCHED = ("q2_k", "q4_k", "q5_k", "q6_k")
+SEARCHED = (  # type, with importance
+    ("q4_0", True),
+    *((name, with_importance) for name in ALWAYS_SEARCHED for with_importance in (False, True)),
+)
 
 
 def matrices(rows=24, columns=1024, seed=0):
@@ -58,15 +63,20 @@ def ggml_weights(name, rows, importance):
     """The weights of the error that ggml's own search of this type minimises, float64[rows, columns]."""
     rows = rows.astype(np.float64)
     squares = rows * rows
-    if name == "q4_0":
-        return importance * np.sqrt(squares.mean(axis=1, keepdims=True) + squares)
-    if name == "q6_k":
-        return squares if importance is None else np.broadcast_to(importance, rows.shape)
+    if name == "q6_k" and importance is not None:
+        return np.broadcast_to(importance, rows.shape)
     if importance is None:
+        if name in ("q3_k", "q6_k", "iq4_nl", "iq4_xs"):
+            return squares
+        if name == "q2_k":  # whose search minimises the absolute error under these weights
+            return np.sqrt(squares)
         blocks = squares.reshape(len(rows), -1, 32)
         return (np.sqrt(blocks.mean(axis=2, keepdims=True)) + np.sqrt(blocks)).reshape(rows.shape)
-    blocks = squares.reshape(len(rows), -1, 256)
-    return importance * np.sqrt(2 * blocks.mean(axis=2, keepdims=True) + blocks).reshape(rows.shape)
+    if name in ("q4_0", "q4_1", "q5_0", "q5_1"):
+        return importance * np.sqrt(squares.mean(axis=1, keepdims=True) + squares)
+    blocks = squares.reshape(len(rows), -1, 32 if name == "iq4_nl" else 256)
+    means = blocks.mean(axis=2, keepdims=True) * (1 if name == "q2_k" else 2)
+    return importance * np.sqrt(means + blocks).reshape(rows.shape)
 
 
 def errors(name, rows, importance, packed):

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import pkgutil
+
 import numpy as np
 import pytest
+import smelt.kernels.reference
 from kernel_cases import DATA, EXACT, SEARCHED, errors, importances, load_ggml, matrices, searched_cases
 from smelt.dtypes import DTYPES
 from smelt.kernels.scheme import kernel
+
+SPECIFIED = [name for _, name, _ in pkgutil.iter_modules(smelt.kernels.reference.__path__) if name.upper() in DTYPES]
 
 
 def kernel_of(name):
@@ -33,7 +38,7 @@ def test_exact_types_give_the_bytes_of_ggml(name, ggml):
         assert np.array_equal(kernel_of(name).encode(rows), ggml(name, rows))
 
 
-@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("name", [name for name in EXACT if name != "nvfp4"])  # which the package only reads
 def test_exact_types_give_the_bytes_of_the_gguf_package(name):
     gguf = pytest.importorskip("gguf", reason="the gguf package is the oracle")
     for rows in matrices(rows=64).values():
@@ -41,13 +46,13 @@ def test_exact_types_give_the_bytes_of_the_gguf_package(name):
         assert np.array_equal(kernel_of(name).encode(rows), expected)
 
 
-@pytest.mark.parametrize("name", ["f16", "bf16", "q4_0", "q8_0", "q4_k", "q6_k"])
+@pytest.mark.parametrize("name", [name for name in SPECIFIED if name not in ("f32", "f64")])
 def test_any_bits_decode_as_the_gguf_package_decodes_them(name):
     gguf = pytest.importorskip("gguf", reason="the gguf package is the oracle")
     packed = np.random.RandomState(3).randint(0, 256, (33, DTYPES[name.upper()].nbytes * 4)).astype(np.uint8)
     with np.errstate(all="ignore"):
         expected = gguf.quants.dequantize(packed, gguf.GGMLQuantizationType[name.upper()])
-    got = kernel_of(name).decode(packed)
+        got = kernel_of(name).decode(packed)
     assert np.array_equal(np.isnan(got), np.isnan(expected))
     assert np.array_equal(got[~np.isnan(got)].view(np.uint32), expected[~np.isnan(got)].view(np.uint32))
 

@@ -2,11 +2,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from meta_checkpoints import write_meta
+from smelt.api import open_checkpoint
+from smelt.convert.options import OpenOptions
 from smelt.dtypes import BF16, F16
 from smelt.errors import InputError, ModelError, NonFiniteError, UsageError
 from smelt.validate.gates import Limits
@@ -14,6 +19,7 @@ from smelt.validate.options import ValidateOptions
 from smelt.validate.protocols import protocol, windows
 from smelt.validate.report import CandidateResult, ValidationReport
 from smelt.validate.run import Subject, measure_perplexity, validate
+from smelt.validate.terminal import render
 
 OPTIONS = ValidateOptions(n_ctx=64, resamples=1000, slice_rows=77)
 LOOSE = ValidateOptions(n_ctx=64, resamples=1000, limits=Limits(1e9, 1e9, 0.0))
@@ -242,9 +248,44 @@ def test_progress_counts_up_to_its_total(tiny: Any, text: str) -> None:
 def test_the_terminal_report_names_verdict_gates_and_the_damaged_tensor(tiny: Any, text: str) -> None:
     damaged = tiny.noisy(0.01)
     damaged.weights[ZEROED][:] = 0
-    shown = check(tiny, damaged, text).terminal_table()
+    shown = render(check(tiny, damaged, text))
     assert shown.startswith("FAIL  protocol llamacpp, n_ctx 64, 10 chunks, 310 tokens")
     assert f"{ZEROED} is all zeros" in " ".join(shown.split())
     for word in ("layer cosine", "99.9%", "worst tensors", "FAIL  kld"):
         assert word in shown
     assert max(len(line) for line in shown.splitlines()) <= 100
+
+
+@pytest.mark.parametrize("key", ["pad_token_id", "output_hidden_states", "_attn_implementation"])
+def test_what_a_config_says_beside_the_arithmetic_changes_nothing(tmp_path: Path, key: str) -> None:
+    odd = {"pad_token_id": 512, "output_hidden_states": True, "_attn_implementation": "flash_attention_2"}[key]
+    write_meta(tmp_path / "meta", dim=32, n_layers=1, n_heads=2)
+    model = open_checkpoint(tmp_path / "meta", OpenOptions(context_length=64))
+    options, text = ValidateOptions(n_ctx=32, chunks=1), "some text of no importance\n" * 20
+    plain = measure_perplexity(Subject("plain", model), text, options)
+    other = measure_perplexity(Subject("odd", replace(model, config={**model.config, key: odd})), text, options)
+    assert other.ln_perplexity == plain.ln_perplexity
+
+
+def test_a_config_that_transformers_refuses_is_an_error_of_the_model(tmp_path: Path) -> None:
+    write_meta(tmp_path / "meta", dim=32, n_layers=1, n_heads=2)
+    model = open_checkpoint(tmp_path / "meta", OpenOptions(context_length=64))
+    broken = replace(model, config={**model.config, "attention_dropout": "abc"})
+    with pytest.raises(ModelError, match="attention_dropout"):
+        measure_perplexity(Subject("m", broken), "some text\n" * 50, ValidateOptions(n_ctx=32, chunks=1))
+
+
+def test_a_perplexity_that_no_float_holds_is_null_in_the_document(tmp_path: Path) -> None:
+    written = write_meta(tmp_path / "meta", dim=32, n_layers=1, n_heads=2, dtype=torch.float32)
+    write_meta(tmp_path / "wild", dim=32, n_layers=1, n_heads=2, dtype=torch.float32)
+    path = tmp_path / "wild" / "consolidated.00.pth"
+    torch.save({**written.state, "output.weight": written.state["output.weight"] * 1e5}, path)
+    facts = OpenOptions(context_length=64)
+    sane, wild = (Subject(n, open_checkpoint(tmp_path / n, facts)) for n in ("meta", "wild"))
+    options, text = ValidateOptions(n_ctx=32, chunks=2, resamples=50), "some text of no importance\n" * 20
+    assert measure_perplexity(wild, text, options).document()["perplexity"] is None
+    for reference, candidate in ((sane, wild), (wild, sane)):
+        report = validate(reference, [candidate], text, options)
+        assert not report.passed
+        assert json.dumps(report.document(), allow_nan=False)
+        assert render(report)

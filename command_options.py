@@ -1,0 +1,127 @@
+"""The options of the command line that several commands share, and what they mean to the library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from .errors import InputError, UsageError
+from .parameters import Real
+
+if TYPE_CHECKING:
+    from .convert.options import OpenOptions
+    from .quantize.choose import ChooseOptions
+    from .validate.options import ValidateOptions
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+PATH = click.Path(path_type=Path)
+
+
+def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Several click options as one decorator."""
+
+    def decorate(command: Command) -> Command:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return decorate
+
+
+speech = options(
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout and nothing else."),
+    click.option("-q", "--quiet", is_flag=True, help="No progress and no notes."),
+    click.option("-v", "--verbose", is_flag=True, help="Every tensor, and a traceback where smelt itself fails."),
+)
+facts = options(
+    click.option("--tokenizer", type=PATH, help="The tokenizer.model to use."),
+    click.option("--skip-tokenizer", is_flag=True, help="Leave the tokenizer out; the weights alone are converted."),
+    click.option(
+        "--context-length", type=click.IntRange(1, 2**31 - 1), help="Tokens of context, where the files do not say."
+    ),
+    click.option("--rope-theta", type=Real(0, min_open=True), help="Base of the rotary frequencies."),
+)
+writing = options(
+    click.option("--force", is_flag=True, help="Replace TARGET if it exists (atomically)."),
+    click.option("--dry-run", is_flag=True, help="Plan and show every size; read no data, write nothing."),
+    click.option(
+        "--threads", type=click.IntRange(1), help="Threads that encode; default: the CPUs this process may use."
+    ),
+)
+
+
+measuring = options(
+    click.option("--protocol", default="llamacpp", show_default=True, type=click.Choice(["llamacpp", "gptq"])),
+    click.option("--ctx", "n_ctx", type=click.IntRange(4), help="Tokens of a window; default: the protocol's own."),
+    click.option("--chunks", type=click.IntRange(1), help="Only the first N windows of the text."),
+    click.option("--threads", type=click.IntRange(1), help="Threads; default: the CPUs this process may use."),
+)
+
+choosing = options(
+    click.option("--pure", is_flag=True, help="The scheme's base type for every matrix."),
+    click.option(
+        "--tensor-type", "tensor_types", multiple=True, metavar="REGEX=TYPE", help="Override by GGUF name; first wins."
+    ),
+    click.option("--output-tensor-type", metavar="TYPE", help="The type of output.weight (of the embedding if tied)."),
+    click.option("--token-embedding-type", metavar="TYPE", help="The type of token_embd.weight."),
+    click.option("--leave-output-tensor", is_flag=True, help="Keep output.weight as it is stored."),
+    click.option("--imatrix", type=PATH, help="What llama-imatrix measured, .gguf or .dat: which columns matter."),
+    click.option("--allow-fallback", is_flag=True, help="Let rows that do not divide into blocks take a wider type."),
+)
+
+
+def open_options(given: dict[str, Any]) -> OpenOptions:
+    """What `facts` says."""
+    from .convert.options import OpenOptions
+
+    return OpenOptions(given["context_length"], given["rope_theta"], given["tokenizer"], given["skip_tokenizer"])
+
+
+def choose_options(given: dict[str, Any]) -> ChooseOptions:
+    """What `choosing` says."""
+    from .quantize.choose import ChooseOptions
+
+    return ChooseOptions(
+        pure=given["pure"],
+        allow_fallback=given["allow_fallback"],
+        tensor_types=tuple(_override(text) for text in given["tensor_types"]),
+        output_type=given["output_tensor_type"],
+        embedding_type=given["token_embedding_type"],
+        leave_output=given["leave_output_tensor"],
+    )
+
+
+def _override(text: str) -> tuple[str, str]:
+    pattern, equals, name = text.rpartition("=")
+    if not equals or not pattern:
+        raise UsageError(f"--tensor-type {text}: wanted REGEX=TYPE, such as attn_v=q6_k")
+    return pattern, name
+
+
+def measure_options(given: dict[str, Any]) -> ValidateOptions:
+    """What `measuring` and the gates say."""
+    from .api import default_threads
+    from .validate.gates import Limits
+    from .validate.options import ValidateOptions
+
+    limits = Limits(given.get("max_ppl_drift"), given.get("max_kld"), given.get("min_top1"))
+    return ValidateOptions(
+        protocol=given["protocol"],
+        n_ctx=given["n_ctx"],
+        chunks=given["chunks"],
+        threads=given["threads"] or default_threads(),
+        limits=limits,
+    )
+
+
+def read_text(path: Path) -> str:
+    """A text file's content; InputError where it cannot be read or is not UTF-8."""
+    try:
+        return path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not UTF-8 at byte {error.start}: save it as UTF-8 text") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
