@@ -285,7 +285,7 @@ def main() -> None:
         click.echo(error.ctx.get_help() if error.ctx else "", err=True)
         sys.exit(2)
     except (click.exceptions.Abort, KeyboardInterrupt):
-        _fail("interrupted; the target is as it was", 130)
+        _fail("interrupted: nothing was left half-written", 130)
     except click.ClickException as error:
         _fail(error.format_message(), 2)
     except BrokenPipeError:  # the reader of our output left, as `head` does

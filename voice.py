@@ -53,10 +53,15 @@ def carry_out(plans: Sequence[Plan], given: dict[str, Any], context: dict[str, A
     """
     from .api import default_threads
     from .convert.run import RunOptions, run_all
+    from .formats.target import check_free_space, check_target
 
     voice = Voice(given["as_json"], given["quiet"], given["verbose"])
     results: Sequence[RunResult | None] = [None] * len(plans)
-    if not given["dry_run"]:
+    if given["dry_run"]:
+        for plan in plans:
+            check_target(plan.target, folder=plan.folder, force=given["force"], sources=plan.inputs)
+            check_free_space(plan.target.parent, plan.nbytes)
+    else:
         with progress(voice, "B") as display:
             results = run_all(plans, RunOptions(given["threads"] or default_threads(), given["force"]), display)
     documents = [_outcome(plan, result) for plan, result in zip(plans, results, strict=True)]

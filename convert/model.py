@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from ..dtypes import F32, DType, Shape, matrix_shape
+from ..errors import ModelError
 from ..formats.checkpoint import Bytes
-from ..kernels.scheme import Rows, decode
+from ..kernels.scheme import Rows, can_decode, decode
 from .tokenizer import Tokenizer
 
 Config = dict[str, Any]
@@ -45,6 +46,8 @@ class LazyTensor:
     def read_float32(self, start_row: int = 0, stop_row: int | None = None) -> Rows:
         """Rows [start_row, stop_row) decoded -> float32[rows, columns]; all rows by default."""
         rows, _ = self.matrix_shape
+        if not can_decode(self.dtype):
+            raise ModelError(f"{self.name}: is {self.dtype}, a type that smelt cannot decode: convert the original instead")
         return decode(self.dtype, self.read(start_row, rows if stop_row is None else stop_row))
 
     def load_float32(self) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -53,7 +53,8 @@ class Step:
 class Plan:
     """All there is to do. `folder` is False for a single file, whose only entry in `files` bears the target's name.
 
-    `provenance` is what the output says of its making, by GGUF key.
+    `sources` hold the weights; `inputs` are all files that must not be overwritten; `provenance` is what the output says of its
+    making, by GGUF key.
     """
 
     target: Path
@@ -63,6 +64,7 @@ class Plan:
     steps: tuple[Step, ...]
     assumptions: tuple[Assumption, ...]
     sources: tuple[Path, ...]
+    inputs: tuple[Path, ...]
     architecture: str
     recipe: str
     notes: tuple[str, ...] = ()
@@ -172,11 +174,20 @@ def make_plan(
         tuple(steps),
         model.assumptions,
         model.files,
+        (*model.files, *_beside(model)),
         model.architecture,
         recipe,
         model.notes + _identity_notes(model, family),
         provenance or {},
     )
+
+
+def _beside(model: Model) -> tuple[Path, ...]:
+    """The other files of a model that is a folder (params.json, the tokenizer): inputs as well, never to be overwritten."""
+    if model.source == "gguf":
+        return ()
+    folder = model.files[0].parent
+    return tuple(path for path in sorted(folder.iterdir()) if path.is_file() and ".gguf" not in path.suffixes)
 
 
 def _specs(named: list[tuple[str, LazyTensor, Scheme, str]]) -> list[tuple[str, TensorSpec]]:

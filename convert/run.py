@@ -115,7 +115,7 @@ def run_all(plans: Sequence[Plan], options: RunOptions, progress: Progress | Non
     with ExitStack() as stack:
         transactions = [
             stack.enter_context(
-                Transaction(plan.target, plan.files, folder=plan.folder, force=options.force, sources=plan.sources)
+                Transaction(plan.target, plan.files, folder=plan.folder, force=options.force, sources=plan.inputs)
             )
             for plan in plans
         ]

@@ -16,6 +16,9 @@ from .disk import storage_errors
 MARGIN = 16 << 20  # free bytes to leave beyond the planned ones: the manifest, the folder's own blocks
 
 
+_MARKS = {"smelt.json", "config.json"}  # a folder with one of these holds a model, which force may replace
+
+
 def check_target(target: Path, *, folder: bool, force: bool, sources: Iterable[Path] = ()) -> None:
     """UsageError where `target` (a folder or one file) cannot or must not be written from `sources`."""
     if target.name in ("", ".."):
@@ -32,6 +35,11 @@ def check_target(target: Path, *, folder: bool, force: bool, sources: Iterable[P
     if target.exists() and not target.is_dir() and folder:
         raise UsageError(f"{target}: is a file, the result is a folder: choose another name or remove it")
     if folder and target.is_dir() and not target.is_symlink():
+        names = {entry.name for entry in target.iterdir()}
+        if names and not names & _MARKS and not any(name.endswith(".safetensors") for name in names):
+            raise UsageError(
+                f"{target}: holds {min(names)} but no model: --force replaces models only; remove it yourself or choose another name"
+            )
         inner = sorted(entry.name for entry in target.iterdir() if entry.is_dir() and not entry.is_symlink())
         if inner:
             raise UsageError(

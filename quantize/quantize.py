@@ -82,5 +82,5 @@ def quantize_plan(model: Model, target: Path, options: QuantizeOptions) -> Plan:
         importance=values,
         provenance=None if importance is None else importance.provenance,
     )
-    sources = plan.sources if importance is None else (*plan.sources, importance.path)
-    return replace(plan, notes=(*plan.notes, *notes), sources=sources)
+    more = () if importance is None else (importance.path,)
+    return replace(plan, notes=(*plan.notes, *notes), sources=(*plan.sources, *more), inputs=(*plan.inputs, *more))

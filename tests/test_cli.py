@@ -79,6 +79,12 @@ def test_a_dry_run_writes_nothing_and_knows_the_size(model: Path, tmp_path: Path
     assert (tmp_path / "m.gguf").stat().st_size == planned["bytes"]
 
 
+def test_a_dry_run_refuses_what_the_run_would(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").touch()
+    assert "--force" in one_line(smelt("convert", model, tmp_path / "m.gguf", *OPTION, "--dry-run"), 2)
+    assert "does not exist" in one_line(smelt("convert", model, tmp_path / "no" / "m.gguf", *OPTION, "--dry-run"), 2)
+
+
 def test_usage_errors_exit_with_2(model: Path, tmp_path: Path) -> None:
     assert "unknown to smelt; it makes" in one_line(
         smelt("quantize", model, tmp_path / "m.gguf", "--scheme", "q9", *OPTION), 2

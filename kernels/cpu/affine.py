@@ -102,8 +102,8 @@ def _search(
             _importance_weights(affine, x, w)
         else:
             _plain_weights(affine, x, w)
-        _centre(x, w, fixed, centred)
-        _fit_blocks(affine, x, w, centred, fixed, fit)
+        centre(x, w, fixed, centred)
+        fit_blocks(affine, x, w, centred, fixed, fit)
         kept_super[2] = INFINITE
         for attempt in range(2):
             if attempt == 0:
@@ -145,7 +145,7 @@ def _importance_weights(affine: Affine, x: Floats, w: Floats) -> None:
 
 
 @jit
-def _centre(x: Floats, w: Floats, fixed: Floats, centred: Floats) -> None:
+def centre(x: Floats, w: Floats, fixed: Floats, centred: Floats) -> None:
     """fixed = sum w, its inverse, sum w x / sum w; centred = w (x - mean)."""
     fixed[:] = ZERO
     for i in range(0, height(x), STEP):
@@ -164,7 +164,7 @@ def _centre(x: Floats, w: Floats, fixed: Floats, centred: Floats) -> None:
 
 
 @jit
-def _code_sums(
+def code_sums(
     x: Floats, w: Floats, centred: Floats, start: Floats, inverse: Floats, top: np.float32, sums: Floats
 ) -> None:
     """For q = code((x - start) * inverse): sums = sum w q, sum w q q, sum w (x - mean) q."""
@@ -183,30 +183,30 @@ def _code_sums(
 
 
 @jit
-def _fit_blocks(affine: Affine, x: Floats, w: Floats, centred: Floats, fixed: Floats, fit: Floats) -> None:
+def fit_blocks(affine: Affine, x: Floats, w: Floats, centred: Floats, fixed: Floats, fit: Floats) -> None:
     """Step 1: the scale and low end of each lane's block."""
     bottom, span, best = np.empty(LANES, np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.float32)
     start, inverse, inverse_span = np.empty(LANES, np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.float32)
     sums = np.empty((3, LANES), np.float32)
     extremes(x, bottom, span)
     for lane in range(LANES):
-        bottom[lane] = min(bottom[lane], ZERO)
+        bottom[lane] = min(bottom[lane], affine.highest)
         span[lane] = span[lane] - bottom[lane]
         inverse_span[lane] = reciprocal(span[lane])
-        positive = max(fixed[2, lane], ZERO)
-        best[lane] = -(positive * positive * fixed[0, lane])
-        fit[0, lane], fit[1, lane] = ZERO, min(fixed[2, lane], ZERO)
+        above = max(fixed[2, lane] - affine.highest, ZERO)
+        best[lane] = -(above * above * fixed[0, lane])
+        fit[0, lane], fit[1, lane] = ZERO, min(fixed[2, lane], affine.highest)
     for g in affine.grid:
         for edge in affine.edges:
             for lane in range(LANES):
                 inverse[lane] = g * inverse_span[lane]
                 start[lane] = bottom[lane] + edge * (span[lane] * (ONE / g))
-            _code_sums(x, w, centred, start, inverse, affine.top, sums)
-            _keep_better(sums, fixed, best, fit)
+            code_sums(x, w, centred, start, inverse, affine.top, sums)
+            _keep_better(sums, fixed, affine.highest, best, fit)
 
 
 @jit
-def _keep_better(sums: Floats, fixed: Floats, best: Floats, fit: Floats) -> None:
+def _keep_better(sums: Floats, fixed: Floats, highest: np.float32, best: Floats, fit: Floats) -> None:
     """The line that fits a candidate's codes, through 0 where its low end would be above; the largest gain stays."""
     for lane in range(LANES):
         sum_q, sum_qq, cross = sums[0, lane], sums[1, lane], sums[2, lane]
@@ -216,7 +216,7 @@ def _keep_better(sums: Floats, fixed: Floats, best: Floats, fit: Floats) -> None
         low = mean - fitted * mean_q
         through = cross + mean * sum_q
         fitted_through = through * reciprocal(sum_qq)
-        above = low > ZERO
+        above = low > highest
         gain = through * fitted_through - mean * mean * sum_w if above else cross * fitted
         scale = fitted_through if above else fitted
         low = ZERO if above else low
@@ -267,7 +267,7 @@ def _round_scales(
             wanted = step[lane] * (sums[lane] * fixed[1, lane]) - fixed[2, lane]
             least[lane] = code(wanted * reciprocal(dmin[lane]), ZERO, affine.scale_top)
             under[lane] = dmin[lane] * least[lane]
-        _exact_error(x, w, step, inverse, under, affine.top, sums)
+        exact_error(x, w, step, inverse, under, affine.top, sums)
         for lane in range(LANES):
             better = sums[lane] < best[lane]
             best[lane] = sums[lane] if better else best[lane]
@@ -289,7 +289,7 @@ def _code_mass(x: Floats, w: Floats, start: Floats, inverse: Floats, top: np.flo
 
 
 @jit
-def _exact_error(
+def exact_error(
     x: Floats, w: Floats, step: Floats, inverse: Floats, under: Floats, top: np.float32, error: Floats
 ) -> None:
     """error[lane] = sum w (step * q - under - x)^2 for q = code((x + under) * inverse)."""
@@ -324,7 +324,7 @@ def _fit_super(
     for lane in range(LANES):
         inverse[lane] = reciprocal(inverse[lane] * rounded[0, lane])
         start[lane] = -(start[lane] * rounded[1, lane])
-    _code_sums(x, w, centred, start, inverse, affine.top, sums)
+    code_sums(x, w, centred, start, inverse, affine.top, sums)
     for j in range(affine.blocks):
         for b in range(count):
             lane = j * count + b

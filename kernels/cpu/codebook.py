@@ -156,7 +156,8 @@ def _fit_block(
     for i in range(start, start + powers.shape[0]):
         largest = max(largest, a[i])
     inverse = reciprocal(largest)
-    best, step = ZERO, ZERO
+    best = ZERO
+    step: np.float32 = ZERO
     for k in range(targets.shape[0]):
         target = targets[k]
         cross, squares = _match(
@@ -213,9 +214,11 @@ def _match(
             _sums_of_8(values, cell * 8 * NEAREST, w, wa, start + j, work[0], work[1])
         for k in range(work.shape[1]):
             work[2, k] = square * work[1, k] - double * work[0, k]
-        best = 0
-        for k in range(1, NEAREST):
-            best = k if work[2, k] < work[2, best] else best
+        best, least = 0, INFINITE
+        for k in range(NEAREST):
+            error = work[2, k]
+            best = k if error < least else best
+            least = error if error < least else least
         cross += work[0, best]
         squares += work[1, best]
         chosen[j // group] = cell * NEAREST + best

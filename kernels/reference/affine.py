@@ -42,6 +42,7 @@ class Affine(NamedTuple):
     even: np.float32
     blend: np.float32
     over: np.float32
+    highest: np.float32  # low end that can be stored
 
 
 @dataclass(frozen=True)
@@ -106,12 +107,13 @@ def block_sums(x: Floats, weights: Floats) -> Sums:
 
 def fit_blocks(affine: Affine, x: Floats, weights: Floats, sums: Sums) -> tuple[Floats, Floats]:
     """Step 1. The weighted least squares of x = low + scale * q, on x centred so that fp32 does not cancel."""
-    bottom = np.minimum(x.min(axis=-1), ZERO)
+    bottom = np.minimum(x.min(axis=-1), affine.highest)
     span = x.max(axis=-1) - bottom
     inverse_span = reciprocal(span)
-    # Gains count from all codes 0 at the weighted mean; where that is above 0, low is 0 and all of it is still to gain.
-    positive = np.maximum(sums.mean, ZERO)
-    best, scale, low = -(positive * positive * sums.w), np.zeros_like(span), np.minimum(sums.mean, ZERO)
+    # Gains count from all codes 0 at the weighted mean; where low cannot be so high, what is above is still to gain.
+    above_highest = np.maximum(sums.mean - affine.highest, ZERO)
+    best, scale = -(above_highest * above_highest * sums.w), np.zeros_like(span)
+    low = np.minimum(sums.mean, affine.highest)
     for g in affine.grid:
         inverse = g * inverse_span
         step = span * (ONE / g)
@@ -124,10 +126,10 @@ def fit_blocks(affine: Affine, x: Floats, weights: Floats, sums: Sums) -> tuple[
             fitted = cross * reciprocal(sum_qq - sum_q * mean_q)
             fitted_low = sums.mean - fitted * mean_q
             gain = cross * fitted
-            # A low end above 0 cannot be stored: fit through 0 instead, its gain against the same weighted mean.
+            # Where a low end above 0 cannot be stored, fit through 0 instead, its gain against the same weighted mean.
             through = cross + sums.mean * sum_q
             fitted_through = through * reciprocal(sum_qq)
-            above = fitted_low > ZERO
+            above = fitted_low > affine.highest
             gain = np.where(above, through * fitted_through - sums.mean * sums.mean * sums.w, gain)
             better = gain > best
             best = np.where(better, gain, best)

@@ -67,9 +67,14 @@ class Coded:
     signs: Packed  # [super-blocks, 32]: bit i of byte j is set where weight 8 j + i is negative
 
 
-def targets(top: float, low: float, high: float, count: int) -> tuple[np.float32, ...]:
-    """`count` targets in equal ratios from `low` to `high` times the top level."""
-    return tuple(np.float32(round(top * low * (high / low) ** (i / (count - 1)), 2)) for i in range(count))
+def targets(name: str, low: float, high: float, count: int) -> tuple[np.float32, ...]:
+    """`count` targets in equal ratios from `low` to `high` times the top level, and the least level, for constant blocks.
+
+    Twice as many lower the weighted error by 0.5 % and take a third longer.
+    """
+    least, *_, top = LEVELS[name]
+    ratios = (low * (high / low) ** (i / (count - 1)) for i in range(count))
+    return (*(np.float32(round(top * ratio, 2)) for ratio in ratios), np.float32(least))
 
 
 @cache
@@ -99,7 +104,8 @@ def search(book: Codebook, rows: Rows, importance: Rows | None) -> Coded:
     x = rows.reshape(-1, WIDTH)
     weights = _weights(book, rows, x, importance)
     a, signs = _signs(book, x, weights)
-    a, weights = a.reshape(len(x), -1, book.block), weights.reshape(len(x), -1, book.block)
+    blocks = (len(x), WIDTH // book.block, book.block)
+    a, weights = a.reshape(blocks), weights.reshape(blocks)
     step = _fit_blocks(book, a, weights)
     d = step.max(axis=1) / (TOP_FACTOR * book.unit)
     refuse_scales(d, columns, WIDTH)
@@ -117,7 +123,8 @@ def _weights(book: Codebook, rows: Rows, x: Floats, importance: Rows | None) -> 
     squares = x * x
     mean = (total(squares) / np.float32(WIDTH))[:, None]
     if importance is None:
-        return squares + book.plain * mean
+        plain: Floats = squares + book.plain * mean
+        return plain
     relative = np.broadcast_to(relative_importance(importance, rows.shape[1]), rows.shape).reshape(x.shape)
     weights: Floats = relative * np.sqrt(book.variance * mean + squares) + book.blend * np.sqrt(mean)
     return weights
@@ -156,7 +163,8 @@ def _fit_blocks(book: Codebook, a: Floats, weights: Floats) -> Floats:
     """Step 1: [super-blocks, blocks] steps."""
     largest = np.maximum(a.max(axis=2), ZERO)
     inverse = reciprocal(largest)
-    best, step = np.zeros_like(largest), np.zeros_like(largest)
+    best = np.zeros_like(largest)
+    step: Floats = np.zeros_like(largest)
     for target in book.targets:
         cross, squares, _ = _match(book, a, weights, largest / target, target * inverse)
         fitted = cross * reciprocal(squares)
@@ -182,7 +190,8 @@ def _round_scales(book: Codebook, a: Floats, weights: Floats, nearest: Floats, d
     n, blocks = nearest.shape
     best, scales = np.full_like(nearest, np.inf), np.zeros_like(nearest)
     cross, squares = np.zeros_like(nearest), np.zeros_like(nearest)
-    indexes = np.zeros((n, blocks, book.block // points(book.name).shape[1]), np.uint16)
+    groups = book.block // points(book.name).shape[1]
+    indexes = np.zeros((n, blocks, groups), np.uint16)
     unit = d * book.unit
     for k in TRIED:
         scale = np.minimum(np.maximum(nearest + k, ZERO), np.float32(TOP_SCALE))
@@ -196,4 +205,4 @@ def _round_scales(book: Codebook, a: Floats, weights: Floats, nearest: Floats, d
     factor = (TWO * scales + ONE) * book.unit
     fitted = total(factor * cross) * reciprocal(total(factor * factor * squares))
     fitted = half_scale_or(np.where(fitted > ZERO, fitted, d), d)
-    return _Found(total(best), d, scales, indexes.reshape(n, -1), fitted)
+    return _Found(total(best), d, scales, indexes.reshape(n, blocks * groups), fitted)

@@ -40,4 +40,5 @@ def pack(codes: Packed) -> Packed:
 def unpack(packed: Packed) -> Floats:
     """[blocks, n] -> doubled values float32[blocks, 2 n]."""
     codes = np.concatenate([packed & np.uint8(15), packed >> np.uint8(4)], axis=1)
-    return np.array(VALUES)[codes]
+    values: Floats = np.array(VALUES)[codes]
+    return values

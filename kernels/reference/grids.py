@@ -55,7 +55,7 @@ def byte_signs() -> Floats:
 @cache
 def even_signs() -> Floats:
     """float32[128, 8]: the signs of 7 bits, and an eighth that makes the number of minus signs even."""
-    signs = byte_signs()[:128].copy()
+    signs: Floats = byte_signs()[:128].copy()
     signs[:, 7] = signs[:, :7].prod(axis=1)
     return signs
 

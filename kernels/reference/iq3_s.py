@@ -27,9 +27,9 @@ BOOK = Codebook(
     even=False,
     slope=np.float32(0.5),
     offset=np.float32(0.5),
-    targets=targets(15, 0.8, 1.12, 9),
+    targets=targets("IQ3_S", 0.82, 1.08, 5),
     variance=np.float32(2),
-    blend=np.float32(0.2),
+    blend=np.float32(0.25),
     plain=np.float32(0.2),
 )
 

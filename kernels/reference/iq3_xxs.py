@@ -26,9 +26,9 @@ BOOK = Codebook(
     even=True,
     slope=np.float32(0.125),
     offset=np.float32(0.5),
-    targets=targets(62, 0.8, 1.12, 9),
+    targets=targets("IQ3_XXS", 0.82, 1.08, 5),
     variance=np.float32(2),
-    blend=np.float32(0.2),
+    blend=np.float32(0.35),
     plain=np.float32(0.3),
 )
 

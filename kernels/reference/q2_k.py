@@ -41,6 +41,7 @@ WEIGHTED = Affine(
     even=EVEN,
     blend=BLEND,
     over=np.float32(256),
+    highest=np.float32(0),
 )
 PLAIN = WEIGHTED._replace(grid=np.array(GRID_PLAIN))
 

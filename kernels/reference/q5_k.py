@@ -39,6 +39,7 @@ AFFINE = Affine(
     even=np.float32(1),
     blend=BLEND,
     over=np.float32(128),
+    highest=np.float32(0),
 )
 
 

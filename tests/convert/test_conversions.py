@@ -172,6 +172,24 @@ def test_a_target_that_is_the_input_is_refused(tmp_path: Path, target: str) -> N
     assert sorted((tmp_path / "meta").iterdir()) == before
 
 
+@pytest.mark.parametrize("name", ["params.json", "tokenizer.model", "consolidated.00.pth"])
+def test_force_never_replaces_a_file_of_the_source(tmp_path: Path, name: str) -> None:
+    write_meta(tmp_path / "meta")
+    before = (tmp_path / "meta" / name).read_bytes()
+    with pytest.raises(UsageError, match="is the input"):
+        convert(tmp_path / "meta", tmp_path / "meta" / name, to="gguf", options=OPTIONS, force=True)
+    assert (tmp_path / "meta" / name).read_bytes() == before
+
+
+def test_force_never_replaces_a_folder_that_holds_no_model(tmp_path: Path) -> None:
+    write_meta(tmp_path / "meta")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_bytes(b"meow")
+    with pytest.raises(UsageError, match=r"cat\.jpg but no model"):
+        convert(tmp_path / "meta", tmp_path / "photos", options=OPTIONS, force=True)
+    assert (tmp_path / "photos" / "cat.jpg").read_bytes() == b"meow"
+
+
 def test_an_existing_target_is_kept_without_force(tmp_path: Path) -> None:
     write_meta(tmp_path / "meta")
     (tmp_path / "model.gguf").write_bytes(b"precious")

