@@ -23,7 +23,8 @@ from .convert.model import Model
 from .convert.open import open_model
 from .convert.options import OpenOptions
 from .convert.plan import MAX_SHARD, Plan, dtype_schemes, make_plan, target_format
-from .convert.run import Progress, RunOptions, RunResult, run
+from .convert.progress import Progress, silent
+from .convert.run import RunOptions, RunResult, run
 
 if TYPE_CHECKING:
     from .quantize.choose import ChooseOptions
@@ -205,7 +206,6 @@ def perplexity(
     progress: Progress | None = None,
 ) -> PerplexityResult:
     """Perplexity of a model of any format on `text`, one layer in memory at a time."""
-    from .validate.progress import silent
     from .validate.run import Subject, measure_perplexity
 
     return measure_perplexity(Subject(str(model), open_model(Path(model), options)), text, measure, progress or silent)
@@ -223,7 +223,6 @@ def validate(
 
     `options` are facts about the models that their files leave out; they hold for all of them.
     """
-    from .validate.progress import silent
     from .validate.run import Subject
     from .validate.run import validate as validate_subjects
 

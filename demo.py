@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from .api import convert, default_threads, diff, quantize, validate
 from .convert.options import OpenOptions
-from .convert.run import Progress
+from .convert.progress import Progress
 from .errors import ModelError
 from .formats.disk import storage_errors
 from .terminal import human

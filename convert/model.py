@@ -47,7 +47,9 @@ class LazyTensor:
         """Rows [start_row, stop_row) decoded -> float32[rows, columns]; all rows by default."""
         rows, _ = self.matrix_shape
         if not can_decode(self.dtype):
-            raise ModelError(f"{self.name}: is {self.dtype}, a type that smelt cannot decode: convert the original instead")
+            raise ModelError(
+                f"{self.name}: is {self.dtype}, a type that smelt cannot decode: convert the original instead"
+            )
         return decode(self.dtype, self.read(start_row, rows if stop_row is None else stop_row))
 
     def load_float32(self) -> np.ndarray[Any, np.dtype[np.float32]]:

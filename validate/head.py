@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..convert.progress import Progress, silent
 from .drift import TokenScores
-from .progress import Progress, silent
 from .stream import Stream, Tokens, as_torch, finite
 
 

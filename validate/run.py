@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from ..convert.model import Model
+from ..convert.progress import Progress, silent
 from ..convert.tokenizer import Tokenizer
 from ..errors import InputError, NonFiniteError, UsageError
 from .bootstrap import interval
@@ -21,7 +22,6 @@ from .drift import Drift, LayerCosine, TokenScores, drift, perplexity
 from .gates import Gate, default_limits, drift_gates, finite_gate, tensors_gate, tokenizer_gate
 from .head import score
 from .options import ValidateOptions
-from .progress import Progress, silent
 from .protocols import Protocol, Window, encode, protocol, text_digest, token_digest, windows
 from .report import CandidateResult, Evaluation, PerplexityResult, Reference, ValidationReport
 from .stream import Stream, run_layers

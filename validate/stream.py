@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..convert.model import LazyTensor, Model
+from ..convert.progress import Progress, silent
 from ..errors import ModelError, NonFiniteError
 from ..formats.checkpoint import Bytes
 from ..kernels.scheme import decode
-from .progress import Progress, silent
 from .replay import Replay
 from .weights import listed
 

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..convert.model import LazyTensor, Model
+from ..convert.progress import Progress, silent
 from ..errors import NonFiniteError
-from .progress import Progress, silent
 
 Rows = NDArray[np.float32]
 

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...dtypes import Q3_K as DTYPE
-from ..reference.q3_k import BLOCK, BLOCKS, SYMMETRIC, pack
+from ..reference.q3_k import BLOCK, BLOCKS, PLAIN, WEIGHTED, pack
 from ..scheme import Packed, Rows
 from . import symmetric
 from .half import widen_half
@@ -20,7 +20,7 @@ Bytes = NDArray[np.uint8]
 
 def encode(rows: Rows, importance: Rows | None = None) -> Packed:
     """The reference's bytes and errors: [n, columns] float32 -> [n, columns / 256 * 110] uint8."""
-    return symmetric.encode(SYMMETRIC, DTYPE, pack, rows, importance)
+    return symmetric.encode(PLAIN if importance is None else WEIGHTED, DTYPE, pack, rows, importance)
 
 
 def decode(packed: Packed) -> Rows:

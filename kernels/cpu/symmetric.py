@@ -101,13 +101,13 @@ def _search(
         _fit_blocks(symmetric, x, w, scale)
         _largest(scale, largest)
         error[:] = INFINITE
-        for attempt in range(2):
-            if attempt == 0:
-                overflowed = _under_top(symmetric, scale, largest, d_tried, near, first, overflowed)
+        for k in range(2 * symmetric.tops.shape[0]):
+            if k % 2 == 0:
+                overflowed = _under_top(symmetric, k // 2, scale, largest, d_tried, near, first, overflowed)
             else:
-                _fit_super(symmetric, x, w, d, scales, d_tried)
+                _fit_super(symmetric, x, w, tried, d_tried)
                 for lane in range(LANES):
-                    near[lane] = scales[lane]
+                    near[lane] = tried[lane]
             _round_scales(symmetric, x, w, near, d_tried, tried, error_tried)
             _keep_less(error_tried, d_tried, tried, error, d, scales)
         _store(symmetric, x, d, scales, first - start, halves, integers, q)
@@ -225,14 +225,21 @@ def _largest(scale: Floats, largest: Floats) -> None:
 
 @jit
 def _under_top(
-    symmetric: Symmetric, scale: Floats, largest: Floats, d: Floats, near: Floats, first: int, overflowed: int
+    symmetric: Symmetric,
+    k: int,
+    scale: Floats,
+    largest: Floats,
+    d: Floats,
+    near: Floats,
+    first: int,
+    overflowed: int,
 ) -> int:
-    """The d that puts the largest block scale on the top, and the scales nearest under it."""
+    """The d that puts the largest block scale on top number k, and the scales nearest under it."""
     for b in range(d.shape[0]):
-        top = largest[b] / symmetric.top
-        if abs(top) >= HALF_LIMIT and overflowed == SOUND:
+        value, under_first = largest[b] / symmetric.tops[k], largest[b] / symmetric.tops[0]
+        if abs(under_first) >= HALF_LIMIT and overflowed == SOUND:
             overflowed = first + b
-        d[b] = round_scale(top)
+        d[b] = round_scale(value if abs(value) < HALF_LIMIT else under_first)
     spread(d, near)
     for lane in range(LANES):
         near[lane] = code(scale[lane] * reciprocal(near[lane]), symmetric.scale_low, symmetric.scale_high)
@@ -268,8 +275,8 @@ def _round_scales(
 
 
 @jit
-def _fit_super(symmetric: Symmetric, x: Floats, w: Floats, d: Floats, scales: Floats, fitted: Floats) -> None:
-    """Step 3: the d that fits best to the codes under `d` and `scales`."""
+def _fit_super(symmetric: Symmetric, x: Floats, w: Floats, scales: Floats, d: Floats) -> None:
+    """Step 3: the d that fits best to the levels under the d that was and `scales`, in its place."""
     inverse, cross, squares = np.empty(LANES, np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.float32)
     top, bottom = np.empty(d.shape[0], np.float32), np.empty(d.shape[0], np.float32)
     spread(d, inverse)
@@ -283,7 +290,7 @@ def _fit_super(symmetric: Symmetric, x: Floats, w: Floats, d: Floats, scales: Fl
     sum_super(squares, bottom)
     for b in range(d.shape[0]):
         value = top[b] * reciprocal(bottom[b])
-        fitted[b] = round_scale(value) if value != ZERO and abs(value) < HALF_LIMIT else d[b]
+        d[b] = round_scale(value) if value != ZERO and abs(value) < HALF_LIMIT else d[b]
 
 
 @jit

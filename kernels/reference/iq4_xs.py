@@ -33,11 +33,11 @@ SYMMETRIC = Symmetric(
     nearest=nearest_table(LEVELS),
     scale_low=np.float32(-32),
     scale_high=np.float32(31),
-    top=np.float32(-32),
+    tops=np.array((-32,), np.float32),
     grid=np.array(GRID, np.float32),
     neighbours=np.array(NEIGHBOURS),
-    even=np.float32(0.2),
-    blend=np.float32(0.2),
+    even=np.float32(1),
+    blend=np.float32(0.15),
     rooted=True,
 )
 

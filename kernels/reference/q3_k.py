@@ -22,26 +22,32 @@ from .checks import SEARCH_LIMIT, refuse_values
 from .search import bytes_half, half_bytes
 from .symmetric import NEIGHBOURS, Symmetric, search
 
-__all__ = ["DTYPE", "SYMMETRIC", "decode", "encode", "pack"]
+__all__ = ["DTYPE", "PLAIN", "WEIGHTED", "decode", "encode", "pack"]
 
 BLOCK, BLOCKS = 16, 16
 PAIRS, BITS = np.arange(0, 8, 2, dtype=np.uint8), np.arange(8, dtype=np.uint8)
 
-GRID = (-4.6, -4.3, -4.0, -3.7, -3.4, -3.1, 2.7, 3.0, 3.3)
-SYMMETRIC = Symmetric(
+# Measured on the weights named in q4_k.py. With importance ggml's search of a block is nearly the best there is, and only
+# the choice of d among six, each fitted, brings both errors below its own: 1 % (mean), 0.03 % in the worst case.
+# A wider grid lowers the weighted error further and lets the plain error rise above ggml's.
+GRID = (-5.0, -4.75, -4.5, -4.25, -4.0, -3.75, -3.5, -3.25, -3.0, 2.5, 2.75, 3.0, 3.25, 3.5, 3.75)
+WEIGHTED = Symmetric(
     blocks=BLOCKS,
     low=np.float32(-4),
     high=np.float32(3),
     nearest=np.empty(0, np.float32),
     scale_low=np.float32(-32),
     scale_high=np.float32(31),
-    top=np.float32(-32),
+    tops=np.array((-32, 31, -30.5, 29.5, -29, 28), np.float32),
     grid=np.array(GRID, np.float32),
     neighbours=np.array(NEIGHBOURS),
-    even=np.float32(0.2),
-    blend=np.float32(0.2),
+    even=np.float32(1),
+    blend=np.float32(0.14),
     rooted=True,
 )
+# Without importance ggml does not scan at all: these leave 12 % less weighted and 4 % less plain error. An `even` of 0.7 leaves
+# 1 % less weighted and 1 % more plain error.
+PLAIN = WEIGHTED._replace(grid=np.array((-4.6, -4.0, -3.4, 2.7, 3.3), np.float32), tops=np.array((-32,), np.float32))
 
 
 def encode(rows: Rows, importance: Rows | None = None) -> Packed:
@@ -51,8 +57,8 @@ def encode(rows: Rows, importance: Rows | None = None) -> Packed:
     """
     width = DTYPE.row_nbytes(rows.shape[1])
     refuse_values(rows, SEARCH_LIMIT)
-    found = search(SYMMETRIC, rows, importance, DTYPE.block)
-    q = (found.levels - SYMMETRIC.low).astype(np.uint8)
+    found = search(PLAIN if importance is None else WEIGHTED, rows, importance, DTYPE.block)
+    q = (found.levels - WEIGHTED.low).astype(np.uint8)
     return pack(found.d, q, found.scales.astype(np.int8)).reshape(len(rows), width)
 
 

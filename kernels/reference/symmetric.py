@@ -5,9 +5,9 @@
 It minimises sum(w * (decoded - x)^2):
 
     1. each block alone: for each grid point g, levels nearest to x * g / extreme -> fitted scale and gain (search.py)
-    2. d = fp16(the block scale of largest magnitude / top); per block the rounded scale and its neighbours are tried
-       exactly
-    3. d is fitted to all levels of the super-block, step 2 once more under it; kept where the error is less
+    2. for each top, d = fp16(the block scale of largest magnitude / top); per block the rounded scale and its neighbours
+       are tried exactly
+    3. d is fitted to all levels of the super-block, step 2 once more under it; of all these the least error is kept
 
 The weights are ggml's, made a little more even; m is the super-block's mean of x^2, and importance has mean 1:
 
@@ -43,7 +43,7 @@ class Symmetric(NamedTuple):
     nearest: Floats  # the level nearest to low + i / 2; empty where every integer is a level
     scale_low: np.float32
     scale_high: np.float32
-    top: np.float32  # the integer scale of largest magnitude
+    tops: Floats  # what the integer scale of largest magnitude may be
     grid: Floats  # where the extreme weight lands: near `low` with one sign of the scale, near `high` with the other
     neighbours: Floats  # of the rounded scale
     even: np.float32
@@ -75,12 +75,17 @@ def search(symmetric: Symmetric, rows: Rows, importance: Rows | None, elements: 
     x = rows.reshape(-1, symmetric.blocks, elements // symmetric.blocks)
     weights = _weights(symmetric, x, rows, importance, elements)
     scale = _fit_blocks(symmetric, x, weights)
-    d = signed_extreme(scale) / symmetric.top
-    refuse_scales(d, columns, elements)
-    nearest = codes(scale * reciprocal(half_scale(d))[:, None], float(symmetric.scale_low), float(symmetric.scale_high))
-    found = _round_scales(symmetric, x, weights, nearest, half_scale(d))
-    again = _round_scales(symmetric, x, weights, found.scales, _fit_super(x, weights, found))
-    return _less(again, found)
+    largest = signed_extreme(scale)
+    refuse_scales(largest / symmetric.tops[0], columns, elements)
+    first = half_scale(largest / symmetric.tops[0])
+    kept = _nothing(x)
+    for top in symmetric.tops:
+        d = half_scale_or(largest / top, first)
+        nearest = codes(scale * reciprocal(d)[:, None], float(symmetric.scale_low), float(symmetric.scale_high))
+        found = _round_scales(symmetric, x, weights, nearest, d)
+        again = _round_scales(symmetric, x, weights, found.scales, _fit_super(x, weights, found))
+        kept = _less(again, _less(found, kept))
+    return kept
 
 
 def _weights(symmetric: Symmetric, x: Floats, rows: Rows, importance: Rows | None, elements: int) -> Floats:
@@ -145,6 +150,12 @@ def _fit_super(x: Floats, weights: Floats, found: Found) -> Floats:
     squares = total(found.scales * found.scales * total(wq * found.levels))
     d = cross * reciprocal(squares)
     return half_scale_or(np.where(d != ZERO, d, found.d), found.d)
+
+
+def _nothing(x: Floats) -> Found:
+    """What any solution is better than."""
+    n = len(x)
+    return Found(np.full(n, np.inf, np.float32), np.zeros(n, np.float32), np.zeros(x.shape[:2], np.float32), x)
 
 
 def _less(a: Found, b: Found) -> Found:

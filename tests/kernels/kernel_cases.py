@@ -22,8 +22,18 @@ DATA = Path(__file__).with_name("data")
 GGML_TYPES = {"q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "q2_k": 10, "q3_k": 11, "q4_k": 12, "q5_k": 13}
 GGML_TYPES |= {"q6_k": 14, "iq4_nl": 20, "iq4_xs": 23, "tq1_0": 34, "tq2_0": 35, "mxfp4": 39, "nvfp4": 40}
 GGML_TYPES |= {"iq2_xxs": 16, "iq2_xs": 17, "iq3_xxs": 18, "iq3_s": 21, "iq2_s": 22}
-EXACT = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "mxfp4", "nvfp4", "tq1_0", "tq2_0")  # byte for byte ggml's, without importance
-ALWAYS_SEARCHED = ("q2_k", "q4_k", "q5_k", "q6_k")
+EXACT = (
+    "q4_0",
+    "q4_1",
+    "q5_0",
+    "q5_1",
+    "q8_0",
+    "mxfp4",
+    "nvfp4",
+    "tq1_0",
+    "tq2_0",
+)  # byte for byte ggml's, without importance
+ALWAYS_SEARCHED = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs")
 CODEBOOK = ("iq2_s", "iq3_s", "iq3_xxs", "iq2_xxs", "iq2_xs")  # the last two ggml makes with importance alone
 # there smelt lets a weight of no importance go wrong for the sake of an outlier beside it, which ggml does not
 TRADED = ("iq3_xxs", "outliers", "log-normal")

@@ -1,4 +1,4 @@
-"""How far a measurement has come: `progress(done, total, label)`, called from one thread."""
+"""How far a run or a measurement has come: `progress(done, total, label)`, called by one thread at a time."""
 
 from __future__ import annotations
 
