@@ -70,8 +70,14 @@ def inspect(path: Path, as_json: bool, quiet: bool, verbose: bool, **given: Any)
 @cli.command()
 @click.argument("source", type=PATH)
 @click.argument("target", type=PATH)
-@click.option("--to", type=click.Choice(["safetensors", "gguf"]), help="Format; default: from TARGET's suffix.")
-@click.option("--dtype", default="source", show_default=True, type=click.Choice(["source", "f32", "f16", "bf16"]))
+@click.option("--to", type=click.Choice(["safetensors", "gguf"]), help="Default: gguf where TARGET ends in .gguf.")
+@click.option(
+    "--dtype",
+    default="source",
+    show_default=True,
+    type=click.Choice(["source", "f32", "f16", "bf16"]),
+    help="Type of the matrices; source: as stored.",
+)
 @click.option("--max-shard-size", type=Size(), default="5GB", show_default=True, help="Bytes of one safetensors file.")
 @facts
 @writing
@@ -104,7 +110,7 @@ def convert(source: Path, target: Path, to: str | None, dtype: str, max_shard_si
 def quantize(source: Path, target: Path, schemes: tuple[str, ...], allow_requantize: bool, **given: Any) -> None:
     """Shrink SOURCE to a quantized GGUF file in one pass, with no 16-bit file in between.
 
-    Several --scheme share the pass: TARGET must then hold {scheme}, as in model.{scheme}.gguf.
+    TARGET ends in .gguf. Several --scheme share the pass: TARGET must then hold {scheme}, as in model.{scheme}.gguf.
     """
     from .api import quantized_plans
 
@@ -125,7 +131,13 @@ def quantize(source: Path, target: Path, schemes: tuple[str, ...], allow_requant
 @click.argument("target", type=PATH, required=False)
 @click.option("--vram", type=Size(), required=True, help="Memory that may be used, as 48GiB or 24GB.")
 @click.option("--context", type=click.IntRange(1, 2**31 - 1), required=True, help="Tokens that the KV cache must hold.")
-@click.option("--kv-dtype", default="f16", show_default=True, type=click.Choice(["f32", "f16", "q8_0", "q4_0"]))
+@click.option(
+    "--kv-dtype",
+    default="f16",
+    show_default=True,
+    type=click.Choice(["f32", "f16", "q8_0", "q4_0"]),
+    help="Type of the KV cache.",
+)
 @click.option("--vocab-size", type=click.IntRange(1, 2**31 - 1), help="For params.json alone, where nothing tells it.")
 @choosing
 @facts
@@ -261,7 +273,13 @@ def validate(
 
 
 @cli.command()
-@click.option("--out", type=PATH, default=Path("smelt-demo"), show_default=True, help="Folder for the files it makes.")
+@click.option(
+    "--out",
+    type=PATH,
+    default=Path("smelt-demo"),
+    show_default=True,
+    help="Folder for its files; a former demo's are replaced.",
+)
 @click.option("--chunks", type=click.IntRange(2), default=40, show_default=True, help="Windows of held-out text.")
 @speech
 def demo(out: Path, chunks: int, as_json: bool, quiet: bool, verbose: bool) -> None:

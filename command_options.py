@@ -33,20 +33,24 @@ def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Co
 
 speech = options(
     click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout and nothing else."),
-    click.option("-q", "--quiet", is_flag=True, help="No progress and no notes."),
-    click.option("-v", "--verbose", is_flag=True, help="Every tensor, and a traceback where smelt itself fails."),
+    click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors: the exit code is the answer."),
+    click.option("-v", "--verbose", is_flag=True, help="Show every tensor, and a traceback above an error."),
 )
 facts = options(
     click.option("--tokenizer", type=PATH, help="The tokenizer.model to use."),
-    click.option("--skip-tokenizer", is_flag=True, help="Leave the tokenizer out; the weights alone are converted."),
+    click.option("--skip-tokenizer", is_flag=True, help="Do without the tokenizer: the weights alone."),
     click.option(
-        "--context-length", type=click.IntRange(1, 2**31 - 1), help="Tokens of context, where the files do not say."
+        "--context-length",
+        type=click.IntRange(1, 2**31 - 1),
+        help="Tokens that the model was trained at; wins over its files.",
     ),
-    click.option("--rope-theta", type=Real(0, min_open=True), help="Base of the rotary frequencies."),
+    click.option(
+        "--rope-theta", type=Real(0, min_open=True), help="Base of the rotary frequencies; wins over the files."
+    ),
 )
 writing = options(
     click.option("--force", is_flag=True, help="Replace TARGET if it exists (atomically)."),
-    click.option("--dry-run", is_flag=True, help="Plan and show every size; read no data, write nothing."),
+    click.option("--dry-run", is_flag=True, help="Show what would be written, and its size; read no weights."),
     click.option(
         "--threads", type=click.IntRange(1), help="Threads that encode; default: the CPUs this process may use."
     ),
@@ -54,7 +58,13 @@ writing = options(
 
 
 measuring = options(
-    click.option("--protocol", default="llamacpp", show_default=True, type=click.Choice(["llamacpp", "gptq"])),
+    click.option(
+        "--protocol",
+        default="llamacpp",
+        show_default=True,
+        type=click.Choice(["llamacpp", "gptq"]),
+        help="How the text is cut into windows, and which tokens are scored.",
+    ),
     click.option("--ctx", "n_ctx", type=click.IntRange(4), help="Tokens of a window; default: the protocol's own."),
     click.option("--chunks", type=click.IntRange(1), help="Only the first N windows of the text."),
     click.option("--threads", type=click.IntRange(1), help="Threads; default: the CPUs this process may use."),

@@ -306,14 +306,7 @@ def exact_error(
 
 @jit
 def _fit_super(
-    affine: Affine,
-    x: Floats,
-    w: Floats,
-    centred: Floats,
-    fixed: Floats,
-    rounded: Floats,
-    state: Floats,
-    fitted: Floats,
+    affine: Affine, x: Floats, w: Floats, centred: Floats, fixed: Floats, rounded: Floats, state: Floats, fitted: Floats
 ) -> None:
     """Step 3: d and dmin that fit best to the codes under `state` and `rounded`."""
     start, inverse = np.empty(LANES, np.float32), np.empty(LANES, np.float32)

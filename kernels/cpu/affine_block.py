@@ -101,10 +101,10 @@ def _encode_between(affine: Affine, blocks: Floats, bits: NDArray[np.int32], pac
 @jit
 def _first_zero(block: Floats) -> np.float32:
     """The first zero of a block that has one, with its sign."""
-    for i in range(block.shape[0]):
-        if block[i] == ZERO:
-            return np.float32(block[i])
-    return ZERO
+    zero: np.float32 = block[0]
+    for i in range(block.shape[0] - 1, -1, -1):
+        zero = block[i] if block[i] == ZERO else zero
+    return zero
 
 
 @jit

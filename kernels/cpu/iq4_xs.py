@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...dtypes import IQ4_XS as DTYPE
-from ..reference.iq4_xs import BLOCK, BLOCKS, SYMMETRIC, VALUES, pack
+from ..reference.iq4_nl import VALUES
+from ..reference.iq4_xs import BLOCK, BLOCKS, SYMMETRIC, pack
 from ..scheme import Packed, Rows
 from . import symmetric
 from .half import widen_half

@@ -16,10 +16,13 @@ Bytes = NDArray[np.uint8]
 def pack(q: Bytes) -> Bytes:
     """uint8[n, 32] below 32 -> uint8[n, 20]."""
     high = np.packbits(q >> np.uint8(4), axis=1, bitorder="little")
-    return np.concatenate([high, q[:, :16] & np.uint8(15) | q[:, 16:] << np.uint8(4)], axis=1)
+    packed: Bytes = np.concatenate([high, q[:, :16] & np.uint8(15) | q[:, 16:] << np.uint8(4)], axis=1)
+    return packed
 
 
 def unpack(packed: Bytes) -> Bytes:
     """uint8[n, 20] -> uint8[n, 32]."""
     high = np.unpackbits(np.ascontiguousarray(packed[:, :4]), axis=1, bitorder="little")
-    return np.concatenate([packed[:, 4:] & np.uint8(15), packed[:, 4:] >> np.uint8(4)], axis=1) | high << np.uint8(4)
+    nibbles = np.concatenate([packed[:, 4:] & np.uint8(15), packed[:, 4:] >> np.uint8(4)], axis=1)
+    codes: Bytes = nibbles | high << np.uint8(4)
+    return codes

@@ -26,6 +26,8 @@ __all__ = ["DTYPE", "SYMMETRIC", "decode", "encode", "pack"]
 BLOCK, BLOCKS = 32, 8
 SHIFTS = np.arange(0, 16, 2, dtype=np.uint16)
 
+# Measured on the weights named in q4_k.py: 3 % less plain and 12 % less weighted error than ggml's without importance, 4 and
+# 5 % less with it.
 SYMMETRIC = Symmetric(
     blocks=BLOCKS,
     low=VALUES[0],
@@ -37,7 +39,7 @@ SYMMETRIC = Symmetric(
     grid=np.array(GRID, np.float32),
     neighbours=np.array(NEIGHBOURS),
     even=np.float32(1),
-    blend=np.float32(0.15),
+    blend=np.float32(0.25),  # 0.2 costs 0.3 % more plain error, which then may exceed ggml's, and saves 0.1 % weighted
     rooted=True,
 )
 

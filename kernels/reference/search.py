@@ -37,7 +37,7 @@ def reciprocal(values: Floats) -> Floats:
     return result
 
 
-def codes(values: Floats, low: float, high: float) -> Floats:
+def codes(values: Floats, low: float | np.float32, high: float | np.float32) -> Floats:
     """Clamp to [low, high], then round half to even; codes stay float32."""
     result: Floats = np.rint(np.minimum(np.maximum(values, np.float32(low)), np.float32(high)))
     return result

@@ -81,7 +81,7 @@ def search(symmetric: Symmetric, rows: Rows, importance: Rows | None, elements: 
     kept = _nothing(x)
     for top in symmetric.tops:
         d = half_scale_or(largest / top, first)
-        nearest = codes(scale * reciprocal(d)[:, None], float(symmetric.scale_low), float(symmetric.scale_high))
+        nearest = codes(scale * reciprocal(d)[:, None], symmetric.scale_low, symmetric.scale_high)
         found = _round_scales(symmetric, x, weights, nearest, d)
         again = _round_scales(symmetric, x, weights, found.scales, _fit_super(x, weights, found))
         kept = _less(again, _less(found, kept))
@@ -107,9 +107,10 @@ def _weights(symmetric: Symmetric, x: Floats, rows: Rows, importance: Rows | Non
 
 def _levels(symmetric: Symmetric, values: Floats) -> Floats:
     if len(symmetric.nearest) == 0:
-        return codes(values, float(symmetric.low), float(symmetric.high))
+        return codes(values, symmetric.low, symmetric.high)
     clamped = np.minimum(np.maximum(values, symmetric.low), symmetric.high)
-    return symmetric.nearest[((clamped - symmetric.low) * TWO).astype(np.int32)]
+    levels: Floats = symmetric.nearest[((clamped - symmetric.low) * TWO).astype(np.int32)]
+    return levels
 
 
 def _fit_blocks(symmetric: Symmetric, x: Floats, weights: Floats) -> Floats:
