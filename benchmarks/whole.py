@@ -88,7 +88,6 @@ def header_of_70b(path: Path) -> None:
 def open_both(path: Path, runs: int) -> dict[str, float]:
     """Seconds to open the same file, in this process."""
     from gguf import GGUFReader
-
     from smelt.formats.gguf import open_gguf
 
     def clock(opens: Callable[[Path], object]) -> float:

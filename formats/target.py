@@ -38,7 +38,7 @@ def check_target(target: Path, *, folder: bool, force: bool, sources: Iterable[P
         names = {entry.name for entry in target.iterdir()}
         if names and not names & _MARKS and not any(name.endswith(".safetensors") for name in names):
             raise UsageError(
-                f"{target}: holds {min(names)} but no model: --force replaces models only; remove it yourself or choose another name"
+                f"{target}: holds {min(names)} but no model: --force replaces models only: choose another name or remove it"
             )
         inner = sorted(entry.name for entry in target.iterdir() if entry.is_dir() and not entry.is_symlink())
         if inner:
