@@ -65,7 +65,10 @@ def carry_out(plans: Sequence[Plan], given: dict[str, Any], context: dict[str, A
         with progress(voice, "B") as display:
             results = run_all(plans, RunOptions(given["threads"] or default_threads(), given["force"]), display)
     documents = [_outcome(plan, result) for plan, result in zip(plans, results, strict=True)]
-    voice.document({**(context or {}), **(documents[0] if len(documents) == 1 else {"targets": documents})})
+    before = dict(context or {})
+    content = documents[0] if len(documents) == 1 else {"targets": documents}
+    notes = [*before.get("notes", []), *content.get("notes", [])]
+    voice.document({**before, **content, **({"notes": notes} if notes or len(documents) == 1 else {})})
     for plan, document in zip(plans, documents, strict=True):
         _tell(voice, plan, document)
 
