@@ -17,7 +17,7 @@ from ..dtypes import DTYPES, F16, F32, DType
 from ..errors import ModelError, UsageError
 from ..formats.checkpoint import FileLayout, TensorSpec
 from ..kernels.scheme import Rows, Scheme, cast_scheme
-from .architecture import Family, family_by, match_names
+from .architecture import family_by
 from .gguf import FILE_TYPES, PLAIN, gguf_file, to_gguf_tensor, tokenizer_of
 from .hugging_face import TORCH_NAMES, hugging_face_layout
 from .model import Assumption, LazyTensor, Model
@@ -177,7 +177,7 @@ def make_plan(
         (*model.files, *_beside(model)),
         model.architecture,
         recipe,
-        model.notes + _identity_notes(model, family),
+        model.notes + _identity_notes(model),
         provenance or {},
     )
 
@@ -214,7 +214,7 @@ def _common_dtype(specs: list[tuple[str, TensorSpec]]) -> DType:
     return max(sizes, key=lambda dtype: (sizes[dtype], dtype.name)) if sizes else F16
 
 
-def _identity_notes(model: Model, family: Family) -> tuple[str, ...]:
+def _identity_notes(model: Model) -> tuple[str, ...]:
     """Facts about the source worth a line: weights at several dtypes, a vocabulary shorter than the embedding."""
     notes = []
     rows = int(model.config["vocab_size"])
@@ -225,5 +225,4 @@ def _identity_notes(model: Model, family: Family) -> tuple[str, ...]:
     dtypes = {str(tensor.dtype) for tensor in model.tensors.values() if len(tensor.shape) > 1}
     if len(dtypes) > 1:
         notes.append(f"the source's matrices are {', '.join(sorted(dtypes))}")
-    match_names(family, "canonical", model.tensors, str(model.files[0]))
     return tuple(notes)

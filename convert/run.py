@@ -113,12 +113,13 @@ def run_all(plans: Sequence[Plan], options: RunOptions, progress: Progress | Non
     together = _together(plans)
     tallies = [_Tally() for _ in plans]
     with ExitStack() as stack:
-        transactions = [
-            stack.enter_context(
-                Transaction(plan.target, plan.files, folder=plan.folder, force=options.force, sources=plan.inputs)
+        transactions = []
+        for plan in plans:
+            transaction = Transaction(
+                plan.target, plan.files, folder=plan.folder, force=options.force, sources=plan.inputs
             )
-            for plan in plans
-        ]
+            stack.push(transaction)  # before it is entered: an interrupt between the two would find no one to clean up
+            transactions.append(transaction.__enter__())
         for assumption in plans[0].assumptions:
             check_assumption(assumption)
         _write_all(together, list(zip(transactions, tallies, strict=True)), options, progress or silent)

@@ -90,6 +90,12 @@ class Transaction:
             check_free_space(self.target.parent, sum(layout.nbytes for layout in self._files.values()))
             for name, layout in self._files.items():
                 self._make(name, layout)
+        except KeyboardInterrupt:
+            if self._claimed is None:  # it may have come between the making of the part and our knowing it
+                with suppress(UsageError, OSError):
+                    self._remove_stale()
+            self._settle()
+            raise
         except BaseException:
             self._settle()
             raise
@@ -175,10 +181,11 @@ class Transaction:
             self._remove_stale()
             return False
         owned = disk.fd_identity(fd)
+        self._claimed = _Part(fd, self._part, self.target, owned)  # before the lock: an interrupt finds it either way
         if disk.lock(fd) is False or disk.identity(self._part) != owned:
+            self._claimed = None
             os.close(fd)  # another run took it for a dead one's before it was locked
             return False
-        self._claimed = _Part(fd, self._part, self.target, owned)
         return True
 
     def _create_folder(self) -> int:

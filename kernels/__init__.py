@@ -10,6 +10,6 @@ Every module has `DTYPE`, `decode(packed)` and, unless the type can only be read
     decode  uint8[n, row_nbytes] -> float32[n, columns]
 """
 
-from .scheme import Scheme, cast_scheme, decode, scheme
+from .scheme import Scheme, cast_scheme, decode
 
-__all__ = ["Scheme", "cast_scheme", "decode", "scheme"]
+__all__ = ["Scheme", "cast_scheme", "decode"]

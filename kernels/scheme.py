@@ -16,7 +16,7 @@ from types import ModuleType
 import numpy as np
 from numpy.typing import NDArray
 
-from ..dtypes import DTYPES, DType, Shape
+from ..dtypes import DType, Shape
 from ..errors import UsageError
 
 Rows = NDArray[np.float32]
@@ -64,15 +64,6 @@ def decode(dtype: DType, packed: Packed) -> Rows:
     """uint8[n, row_nbytes] of any dtype -> float32[n, columns], exactly as the format defines it."""
     rows: Rows = kernel(dtype).decode(packed)
     return rows
-
-
-def scheme(name: str) -> Scheme:
-    """The scheme of a single type by its name in any case (`q4_k`, `F16`); UsageError lists the known ones."""
-    dtype = DTYPES.get(name.upper())
-    if dtype is None:
-        known = ", ".join(sorted(n.lower() for n in DTYPES))
-        raise UsageError(f"scheme {name!r} is unknown; known types: {known}")
-    return cast_scheme(dtype)
 
 
 @cache
