@@ -281,15 +281,17 @@ class Transaction:
 
     def _settle(self) -> None:
         """Bring the disk to one of its two rest states, judged by what it holds: published, or never been here."""
-        claimed = [self._claimed] if self._claimed else []
-        if claimed and disk.identity(self.target) != claimed[0].owned:
+        if self._claimed is None:  # nothing was made: a refused target, or settled before
+            return
+        claimed = self._claimed
+        if disk.identity(self.target) != claimed.owned:
             for part in reversed(self._siblings):
                 with suppress(OSError):
                     self._withdraw(part)
             if disk.identity(self._aside) in self._held and not os.path.lexists(self.target):
                 with suppress(OSError):
                     disk.rename(self._aside, self.target)
-        known = {part.owned for part in (*self._siblings, *claimed)} | set(self._held)
+        known = {part.owned for part in (*self._siblings, claimed)} | set(self._held)
         leftovers = [*(part.path for part in self._siblings), self._part]
         if os.path.lexists(self.target):
             leftovers.append(self._aside)
@@ -297,7 +299,7 @@ class Transaction:
             if disk.identity(path) in known:
                 with suppress(OSError):  # whatever cannot be removed now, the next run removes
                     disk.remove(path)
-        fds = {part.fd for part in (*self._open.values(), *self._siblings, *claimed)}
+        fds = {part.fd for part in (*self._open.values(), *self._siblings, claimed)}
         for fd in fds | {fd for fd in self._held.values() if fd is not None}:
             with suppress(OSError):
                 os.close(fd)
