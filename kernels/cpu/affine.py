@@ -15,12 +15,12 @@ from ...dtypes import DType
 from ..reference.affine import ELEMENTS, Affine
 from ..reference.checks import SEARCH_LIMIT, refuse_scale, refuse_values, relative_importance
 from ..scheme import Packed, Rows
+from .affine_sums import LANES, centre, code_mass, code_sums, exact_error
 from .half import HALF_LIMIT, round_scale
 from .jit import jit
 from .tile import (
     ONE,
     SOUND,
-    STEP,
     TINY,
     VALUE_REFUSED,
     ZERO,
@@ -38,7 +38,6 @@ from .tile import (
     sum_super,
 )
 
-LANES = 64  # constant, so that LLVM vectorises loops over lanes without a remainder
 CHUNK = 1024  # super-blocks between two calls of `pack`
 LIMIT_BITS = SEARCH_LIMIT.view(np.uint32)
 SINGULAR, INFINITE = np.float32(1e-5), np.float32(np.inf)
@@ -110,7 +109,8 @@ def _search(
                 overflowed = _largest(affine, fit, tried_super, first, overflowed)
             else:
                 _fit_super(affine, x, w, centred, fixed, kept, kept_super, tried_super)
-            _round_scales(affine, x, w, fixed, fit, tried_super, tried)
+            neighbours = affine.neighbours if attempt == 0 else affine.again
+            _round_scales(affine, neighbours, x, w, fixed, fit, tried_super, tried)
             _keep_less(tried_super, tried, kept_super, kept)
         _store(affine, x, kept_super, kept, first - start, halves, scales, mins, q)
     return overflowed
@@ -145,73 +145,45 @@ def _importance_weights(affine: Affine, x: Floats, w: Floats) -> None:
 
 
 @jit
-def centre(x: Floats, w: Floats, fixed: Floats, centred: Floats) -> None:
-    """fixed = sum w, its inverse, sum w x / sum w; centred = w (x - mean)."""
-    fixed[:] = ZERO
-    for i in range(0, height(x), STEP):
-        for lane in range(LANES):
-            sum_w, sum_wx = fixed[0, lane], fixed[2, lane]
-            for k in range(STEP):
-                sum_w += w[i + k, lane]
-                sum_wx += w[i + k, lane] * x[i + k, lane]
-            fixed[0, lane], fixed[2, lane] = sum_w, sum_wx
-    for lane in range(LANES):
-        fixed[1, lane] = reciprocal(fixed[0, lane])
-        fixed[2, lane] = fixed[2, lane] * fixed[1, lane]
-    for i in range(height(x)):
-        for lane in range(LANES):
-            centred[i, lane] = w[i, lane] * (x[i, lane] - fixed[2, lane])
-
-
-@jit
-def code_sums(
-    x: Floats, w: Floats, centred: Floats, start: Floats, inverse: Floats, top: np.float32, sums: Floats
-) -> None:
-    """For q = code((x - start) * inverse): sums = sum w q, sum w q q, sum w (x - mean) q."""
-    sums[:] = ZERO
-    for i in range(0, height(x), STEP):
-        for lane in range(LANES):
-            sum_q, sum_qq, cross = sums[0, lane], sums[1, lane], sums[2, lane]
-            zero_at, factor = start[lane], inverse[lane]
-            for k in range(STEP):
-                q = code((x[i + k, lane] - zero_at) * factor, ZERO, top)
-                wq = w[i + k, lane] * q
-                sum_q += wq
-                sum_qq += wq * q
-                cross += centred[i + k, lane] * q
-            sums[0, lane], sums[1, lane], sums[2, lane] = sum_q, sum_qq, cross
-
-
-@jit
 def fit_blocks(affine: Affine, x: Floats, w: Floats, centred: Floats, fixed: Floats, fit: Floats) -> None:
     """Step 1: the scale and low end of each lane's block."""
-    bottom, span, best = np.empty(LANES, np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.float32)
-    start, inverse, inverse_span = np.empty(LANES, np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.float32)
+    bottom, span, inverse_span = np.empty(LANES, np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.float32)
+    start, inverse = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
     sums = np.empty((3, LANES), np.float32)
+    board = np.empty(6 * LANES, np.float32)  # rows: the three of `fixed`; of the best: gain, scale, low
     extremes(x, bottom, span)
     for lane in range(LANES):
         bottom[lane] = min(bottom[lane], affine.highest)
         span[lane] = span[lane] - bottom[lane]
         inverse_span[lane] = reciprocal(span[lane])
+    for lane in range(LANES):
         above = max(fixed[2, lane] - affine.highest, ZERO)
-        best[lane] = -(above * above * fixed[0, lane])
-        fit[0, lane], fit[1, lane] = ZERO, min(fixed[2, lane], affine.highest)
+        board[3 * LANES + lane] = -(above * above * fixed[0, lane])
+        board[4 * LANES + lane], board[5 * LANES + lane] = ZERO, min(fixed[2, lane], affine.highest)
+        for row in range(3):
+            board[row * LANES + lane] = fixed[row, lane]
     for g in affine.grid:
         for edge in affine.edges:
             for lane in range(LANES):
                 inverse[lane] = g * inverse_span[lane]
                 start[lane] = bottom[lane] + edge * (span[lane] * (ONE / g))
             code_sums(x, w, centred, start, inverse, affine.top, sums)
-            _keep_better(sums, fixed, affine.highest, best, fit)
+            _keep_better(sums, affine.highest, board)
+    for lane in range(LANES):
+        fit[0, lane], fit[1, lane] = board[4 * LANES + lane], board[5 * LANES + lane]
 
 
 @jit
-def _keep_better(sums: Floats, fixed: Floats, highest: np.float32, best: Floats, fit: Floats) -> None:
-    """The line that fits a candidate's codes, through 0 where its low end would be above; the largest gain stays."""
+def _keep_better(sums: Floats, highest: np.float32, board: Floats) -> None:
+    """The line that fits a candidate's codes, through 0 where its low end would be above; the largest gain stays.
+
+    Rows of one array, because LLVM vectorises no loop over so many arrays that might overlap.
+    """
     for lane in range(LANES):
+        sum_w, inverse, mean = board[lane], board[LANES + lane], board[2 * LANES + lane]
+        best, best_scale, best_low = board[3 * LANES + lane], board[4 * LANES + lane], board[5 * LANES + lane]
         sum_q, sum_qq, cross = sums[0, lane], sums[1, lane], sums[2, lane]
-        sum_w, mean = fixed[0, lane], fixed[2, lane]
-        mean_q = sum_q * fixed[1, lane]
+        mean_q = sum_q * inverse
         fitted = cross * reciprocal(sum_qq - sum_q * mean_q)
         low = mean - fitted * mean_q
         through = cross + mean * sum_q
@@ -220,10 +192,10 @@ def _keep_better(sums: Floats, fixed: Floats, highest: np.float32, best: Floats,
         gain = through * fitted_through - mean * mean * sum_w if above else cross * fitted
         scale = fitted_through if above else fitted
         low = ZERO if above else low
-        better = gain > best[lane]
-        best[lane] = gain if better else best[lane]
-        fit[0, lane] = scale if better else fit[0, lane]
-        fit[1, lane] = low if better else fit[1, lane]
+        better = gain > best
+        board[3 * LANES + lane] = gain if better else best
+        board[4 * LANES + lane] = scale if better else best_scale
+        board[5 * LANES + lane] = low if better else best_low
 
 
 @jit
@@ -243,7 +215,7 @@ def _largest(affine: Affine, fit: Floats, state: Floats, first: int, overflowed:
 
 @jit
 def _round_scales(
-    affine: Affine, x: Floats, w: Floats, fixed: Floats, fit: Floats, state: Floats, rounded: Floats
+    affine: Affine, neighbours: Floats, x: Floats, w: Floats, fixed: Floats, fit: Floats, state: Floats, rounded: Floats
 ) -> None:
     """Step 2: the best scale and min of each block under d and dmin of `state`, and each super-block's error."""
     # rows: d, dmin, best, low, scale, least, step, inverse, sums, under
@@ -256,16 +228,19 @@ def _round_scales(
     rounded[:] = ZERO
     for lane in range(LANES):
         low[lane] = fit[1, lane]
-    for k in affine.neighbours:
-        for lane in range(LANES):
+    for k in neighbours:
+        for lane in range(LANES):  # three loops: LLVM vectorises none over so many arrays that might overlap
             nearest = code(fit[0, lane] * reciprocal(d[lane]), ZERO, affine.scale_top)
             scale[lane] = min(max(nearest + k, ZERO), affine.scale_top)
+        for lane in range(LANES):
             step[lane] = d[lane] * scale[lane]
+        for lane in range(LANES):
             inverse[lane] = reciprocal(step[lane])
-        _code_mass(x, w, low, inverse, affine.top, sums)
+        code_mass(x, w, low, inverse, affine.top, sums)
         for lane in range(LANES):
             wanted = step[lane] * (sums[lane] * fixed[1, lane]) - fixed[2, lane]
             least[lane] = code(wanted * reciprocal(dmin[lane]), ZERO, affine.scale_top)
+        for lane in range(LANES):
             under[lane] = dmin[lane] * least[lane]
         exact_error(x, w, step, inverse, under, affine.top, sums)
         for lane in range(LANES):
@@ -274,34 +249,6 @@ def _round_scales(
             rounded[0, lane] = scale[lane] if better else rounded[0, lane]
             rounded[1, lane] = least[lane] if better else rounded[1, lane]
     sum_super(best, state[2])
-
-
-@jit
-def _code_mass(x: Floats, w: Floats, start: Floats, inverse: Floats, top: np.float32, mass: Floats) -> None:
-    """mass[lane] = sum w q for q = code((x - start) * inverse)."""
-    mass[:] = ZERO
-    for i in range(0, height(x), STEP):
-        for lane in range(LANES):
-            sum_q, zero_at, factor = mass[lane], start[lane], inverse[lane]
-            for k in range(STEP):
-                sum_q += w[i + k, lane] * code((x[i + k, lane] - zero_at) * factor, ZERO, top)
-            mass[lane] = sum_q
-
-
-@jit
-def exact_error(
-    x: Floats, w: Floats, step: Floats, inverse: Floats, under: Floats, top: np.float32, error: Floats
-) -> None:
-    """error[lane] = sum w (step * q - under - x)^2 for q = code((x + under) * inverse)."""
-    error[:] = ZERO
-    for i in range(0, height(x), STEP):
-        for lane in range(LANES):
-            e, size, factor, offset = error[lane], step[lane], inverse[lane], under[lane]
-            for k in range(STEP):
-                value = x[i + k, lane]
-                off = (size * code((value + offset) * factor, ZERO, top) - offset) - value
-                e += w[i + k, lane] * off * off
-            error[lane] = e
 
 
 @jit

@@ -13,7 +13,8 @@ from ..reference.affine import Affine
 from ..reference.checks import SEARCH_LIMIT, refuse_non_finite, refuse_scale, refuse_values, relative_importance
 from ..reference.q8_0 import FP32_MIN
 from ..scheme import Packed, Rows
-from .affine import LANES, centre, code_sums, exact_error, fit_blocks
+from .affine import fit_blocks
+from .affine_sums import LANES, centre, code_sums, exact_error
 from .fifth_bits import write_codes
 from .half import HALF_LIMIT, INFINITY, MAGNITUDE, narrow_half, round_scale, widen_half
 from .jit import jit
@@ -127,7 +128,7 @@ def _encode_searched(affine: Affine, blocks: Floats, bits: Bits, importance: Flo
             return VALUE_REFUSED
         load(blocks, first, x)
         load_importance(importance, first, w)
-        row_weights(x, w, means, first, importance.shape[0], affine.blend)
+        row_weights(x, w, means, first, importance.shape[0], affine.blend, ONE)
         centre(x, w, fixed, centred)
         fit_blocks(affine, x, w, centred, fixed, fit)
         for lane in range(LANES):

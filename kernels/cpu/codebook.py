@@ -1,13 +1,24 @@
-"""The codebook search, compiled: a super-block at a time, the 8 candidate points of a group side by side."""
+"""The codebook search, compiled: a super-block at a time, its 32 or 64 groups side by side, candidate after candidate.
+
+    tile    | a: 256 | w: 256 | w a: 256 |           weight i of group j of each at i * lanes + j
+    words   candidates of group j: 4 values in the bytes of a word, or 8 levels in half a word, fetched from the table
+    best    | error | cross | squares | candidate |  of each group so far, twice, read and written in turn: one written back
+            where it was read becomes a masked store, which costs AMD's processors more than the rest of the loop
+
+All that a loop over lanes touches lies in three arrays at constant distances: LLVM vectorises it after three checks of
+overlap. With a table read inside the loop it does not. Candidates as floats would not fit the cache beside the tile.
+"""
 
 from __future__ import annotations
+
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..reference.checks import SEARCH_LIMIT, refuse_scale, refuse_values, relative_importance
-from ..reference.codebook import HALF, NEAREST, TOP_FACTOR, TOP_SCALE, TRIED, TWO, WIDTH, Codebook, Coded, neighbours
-from ..reference.grids import LEVELS
+from ..reference.codebook import AGAIN, HALF, NORMAL, TRIED, TWO, WIDTH, Codebook, Coded, neighbours, stretched
+from ..reference.grids import LEVELS, points
 from ..scheme import Rows
 from .half import HALF_LIMIT, round_scale
 from .jit import jit
@@ -15,11 +26,32 @@ from .tile import MAGIC, ONE, SOUND, ZERO, Floats, reciprocal
 
 __all__ = ["search"]
 
-LARGEST_SCALE, FULL = np.float32(TOP_SCALE), np.float32(WIDTH)
-INFINITE = np.float32(np.inf)
+INFINITE, FULL = np.float32(np.inf), np.float32(WIDTH)
+TWO_BITS, BYTE, BITS8, BITS16, BITS24 = np.uint32(3), np.uint32(255), np.uint32(8), np.uint32(16), np.uint32(24)
 
 Bytes = NDArray[np.uint8]
-Indexes = NDArray[np.int64]
+Integers = NDArray[np.int32]
+Words = NDArray[np.uint32]
+
+
+@cache
+def _table(name: str, count: int) -> Words:
+    """Each cell's candidates: 4 values in the bytes of a word, or 8 levels of 2 bits in half a word."""
+    indexes, values = neighbours(name, count)
+    if values.shape[1] == 4:
+        return np.ascontiguousarray(values.transpose(0, 2, 1).astype(np.uint8)).view("<u4").reshape(-1)
+    levels = points(name)[indexes].astype(np.uint16) << np.arange(0, 16, 2, dtype=np.uint16)
+    halves: NDArray[np.uint16] = np.bitwise_or.reduce(levels, axis=2).astype("<u2")
+    return halves.view("<u4").reshape(-1)
+
+
+def _bend(name: str) -> tuple[float, float, float]:
+    """value = b0 + level * (b1 + level * b2), exact for three levels in fp32; bytes hold values as they are."""
+    levels = LEVELS[name]
+    if len(levels) != 3:
+        return 0.0, 1.0, 0.0
+    half = (levels[2] - 2 * levels[1] + levels[0]) / 2
+    return levels[0], levels[1] - levels[0] - half, half
 
 
 def search(book: Codebook, rows: Rows, importance: Rows | None) -> Coded:
@@ -30,105 +62,105 @@ def search(book: Codebook, rows: Rows, importance: Rows | None) -> Coded:
     relative = np.empty((0, WIDTH), np.float32)
     if importance is not None:
         relative = relative_importance(importance, columns).reshape(-1, WIDTH)
-    indexes, values = neighbours(book.name)
-    group, levels = values.shape[1], len(LEVELS[book.name])
-    powers = np.array([levels ** (i % group) for i in range(book.block)], np.int32)
-    level = np.array([book.slope, book.offset, levels - 1], np.float32)
-    targets = np.array(book.targets, np.float32)
-    even = np.array([book.variance, book.blend, book.plain], np.float32)
+    n_points, group = points(book.name).shape
+    constants = np.array([book.variance, book.blend, book.plain, book.unit, book.top_scale, book.slope], np.float32)
+    shape = np.array([group, len(LEVELS[book.name]), book.nearest, book.block, book.span, book.scanned], np.int32)
+    b0, b1, b2 = _bend(book.name)
+    shifts = np.array([[book.offset + shift, b0 + shift, b1, b2] for shift in book.shifts], np.float32)
     d, scales = np.empty(len(x), np.float32), np.empty((len(x), WIDTH // book.block), np.uint8)
-    found, signs = np.empty((len(x), WIDTH // group), np.int64), np.empty((len(x), WIDTH // 8), np.uint8)
-    flat = values.reshape(-1)
-    answer = _search(
-        x, relative, book.unit, book.even, even, level, powers, targets, flat, group, d, scales, found, signs
-    )
+    found = np.empty((len(x), WIDTH // group), np.int32)
+    signs = np.empty((len(x), 0 if LEVELS[book.name][0] < 0 else WIDTH // 8), np.uint8)
+    targets = np.array(book.targets, np.float32)
+    table = _table(book.name, book.nearest)
+    answer = _search(x, relative, constants, shape, book.even, shifts, targets, table, d, scales, found, signs)
     if answer != SOUND:
         refuse_scale(answer, columns, WIDTH)
-    return Coded(d, scales, indexes.reshape(-1)[found], signs)
+    indexes = neighbours(book.name, book.nearest)[0].reshape(-1)
+    shifted, place = np.divmod(found, np.int32(len(indexes)))
+    return Coded(stretched(book, d), scales, indexes[place] + (shifted * n_points).astype(np.uint16), signs)
 
 
 @jit
 def _search(
     x: Floats,
     importance: Floats,
-    unit: np.float32,
+    constants: Floats,
+    shape: Integers,
     even_signs: bool,
-    even: Floats,
-    level: Floats,
-    powers: NDArray[np.int32],
+    shifts: Floats,
     targets: Floats,
-    values: Floats,
-    group: int,
+    table: Words,
     d: Floats,
     scales: Bytes,
-    found: Indexes,
+    found: Integers,
     signs: Bytes,
 ) -> int:
-    block, blocks = powers.shape[0], scales.shape[1]
-    a, w, wa = np.empty(WIDTH, np.float32), np.empty(WIDTH, np.float32), np.empty(WIDTH, np.float32)
-    step, errors = np.empty(blocks, np.float32), np.empty(2, np.float32)
-    tried_d, tried, points = np.empty(2, np.float32), np.empty((2, blocks), np.float32), np.empty((2, WIDTH), np.int64)
-    work = np.empty((3, NEAREST), np.float32)
-    levels, chosen = np.empty(block, np.int32), np.empty(block // group, np.int64)
+    unit, top_scale = constants[3], constants[4]
+    blocks, lanes = scales.shape[1], found.shape[1]
+    a, w, tile = np.empty(WIDTH, np.float32), np.empty(WIDTH, np.float32), np.empty(3 * WIDTH, np.float32)
+    best, cells = np.empty((shifts.shape[0], 8 * lanes), np.float32), np.empty((shifts.shape[0], lanes), np.int32)
+    words, lane_steps = np.empty(shape[2] * WIDTH // 4, np.uint32), np.empty((3, lanes), np.float32)
+    sums = np.empty((4, blocks), np.float32)
+    step, nearest, errors = np.empty(blocks, np.float32), np.empty(blocks, np.float32), np.empty(2, np.float32)
+    tried_d, tried, points = np.empty(2, np.float32), np.empty((2, blocks), np.float32), np.empty((2, lanes), np.int32)
     for n in range(x.shape[0]):
-        _weights(x[n], importance, n, even, w)
+        _weights(x[n], importance, n, constants, w)
         _signs(x[n], w, even_signs, a, signs[n])
-        for i in range(WIDTH):
-            wa[i] = w[i] * a[i]
+        _transpose(a, w, shape[0], tile)
+        _fit_blocks(a, tile, shape, constants[5], shifts, targets, table, words, best, cells, lane_steps, sums, step)
         largest = ZERO
         for b in range(blocks):
-            step[b] = _fit_block(a, w, wa, b * block, level, powers, targets, values, group, work, levels, chosen)
             largest = max(largest, step[b])
-        d[n] = largest / (TOP_FACTOR * unit)
+        d[n] = largest / ((TWO * top_scale + ONE) * unit)
         if d[n] >= HALF_LIMIT:
             return n
         tried_d[0] = round_scale(d[n])
         inverse = reciprocal(tried_d[0] * unit)
         for b in range(blocks):
-            tried[0, b] = np.rint(HALF * (step[b] * inverse - ONE))
-        for k in range(2):
-            errors[k] = ZERO
-            cross, squares = ZERO, ZERO
-            for b in range(blocks):
-                best, c, s = _round_scale(
-                    a, w, wa, b, tried_d[k] * unit, tried[0, b], level, powers, values, group, work, levels, chosen,
-                    tried[k], points[k],
-                )  # fmt: skip
-                factor = (TWO * tried[k, b] + ONE) * unit
-                errors[k] += best
-                cross += factor * c
-                squares += factor * factor * s
-            fitted = cross * reciprocal(squares)
-            if k == 0:
-                tried_d[1] = round_scale(fitted) if fitted > ZERO and fitted < HALF_LIMIT else tried_d[0]
+            nearest[b] = np.floor(HALF * (step[b] * inverse - ONE))
+        errors[0], fitted = _round_scales(
+            tile, shape, constants, shifts, table, words, best, cells, lane_steps, sums, TRIED, nearest, tried_d[0],
+            tried[0], points[0],
+        )  # fmt: skip
+        tried_d[1] = round_scale(fitted) if fitted > ZERO and fitted < HALF_LIMIT else tried_d[0]
+        errors[1], _ = _round_scales(
+            tile, shape, constants, shifts, table, words, best, cells, lane_steps, sums, AGAIN, tried[0], tried_d[1],
+            tried[1], points[1],
+        )  # fmt: skip
         k = 1 if errors[1] < errors[0] else 0
         d[n] = tried_d[k]
         for b in range(blocks):
             scales[n, b] = np.uint8(tried[k, b])
-        for j in range(found.shape[1]):
+        for j in range(lanes):
             found[n, j] = points[k, j]
     return SOUND
 
 
 @jit
-def _weights(x: Floats, importance: Floats, n: int, even: Floats, w: Floats) -> None:
+def _weights(x: Floats, importance: Floats, n: int, constants: Floats, w: Floats) -> None:
     total = ZERO
     for i in range(WIDTH):
         total += x[i] * x[i]
     mean = total / FULL
     if importance.shape[0] == 0:
         for i in range(WIDTH):
-            w[i] = x[i] * x[i] + even[2] * mean
+            w[i] = x[i] * x[i] + constants[2] * mean
         return
     relative = importance[n % importance.shape[0]]
-    more = even[1] * np.sqrt(mean)
+    inverse, fourth = reciprocal(mean), ZERO
     for i in range(WIDTH):
-        w[i] = relative[i] * np.sqrt(even[0] * mean + x[i] * x[i]) + more
+        fourth += x[i] * x[i] * (x[i] * x[i] * inverse)
+    more = constants[1] * np.sqrt(max(mean, fourth / NORMAL))
+    for i in range(WIDTH):
+        w[i] = relative[i] * np.sqrt(constants[0] * mean + x[i] * x[i]) + more
 
 
 @jit
 def _signs(x: Floats, w: Floats, even_signs: bool, a: Floats, signs: Bytes) -> None:
-    """Step 0."""
+    """Step 0; without sign bytes a is x."""
+    if signs.shape[0] == 0:
+        for i in range(WIDTH):
+            a[i] = x[i]
     for j in range(signs.shape[0]):
         bits, count, least, cheapest = np.uint8(0), 0, 0, INFINITE
         for i in range(8):
@@ -147,106 +179,200 @@ def _signs(x: Floats, w: Floats, even_signs: bool, a: Floats, signs: Bytes) -> N
 
 
 @jit
-def _fit_block(
-    a: Floats, w: Floats, wa: Floats, start: int, level: Floats, powers: NDArray[np.int32], targets: Floats,
-    values: Floats, group: int, work: Floats, levels: NDArray[np.int32], chosen: Indexes,
-) -> np.float32:  # fmt: skip
-    """Step 1."""
-    largest = ZERO
-    for i in range(start, start + powers.shape[0]):
-        largest = max(largest, a[i])
-    inverse = reciprocal(largest)
-    best = ZERO
-    step: np.float32 = ZERO
-    for k in range(targets.shape[0]):
-        target = targets[k]
-        cross, squares = _match(
-            a, w, wa, start, largest / target, target * inverse, level, powers, values, group, work, levels, chosen
-        )
-        fitted = cross * reciprocal(squares)
-        gain = cross * fitted
-        step = fitted if gain > best else step
-        best = gain if gain > best else best
-    return step
+def _transpose(a: Floats, w: Floats, group: int, tile: Floats) -> None:
+    lanes = WIDTH // group
+    for i in range(group):
+        for j in range(lanes):
+            tile[i * lanes + j] = a[j * group + i]
+            tile[WIDTH + i * lanes + j] = w[j * group + i]
+            tile[2 * WIDTH + i * lanes + j] = w[j * group + i] * a[j * group + i]
 
 
 @jit
-def _round_scale(
-    a: Floats, w: Floats, wa: Floats, b: int, unit: np.float32, nearest: np.float32, level: Floats,
-    powers: NDArray[np.int32], values: Floats, group: int, work: Floats, levels: NDArray[np.int32], chosen: Indexes,
-    scales: Floats, points: Indexes,
-) -> tuple[np.float32, np.float32, np.float32]:  # fmt: skip
-    """Step 2 for block `b`: its scale and points, their error, cross and squares."""
-    best, cross, squares = INFINITE, ZERO, ZERO
-    for k in range(len(TRIED)):
-        scale = min(max(nearest + TRIED[k], ZERO), LARGEST_SCALE)
-        step = unit * (TWO * scale + ONE)
-        c, s = _match(
-            a, w, wa, b * powers.shape[0], step, reciprocal(step), level, powers, values, group, work, levels, chosen
-        )
-        error = step * (step * s - (c + c))
-        if error < best:
-            best, cross, squares, scales[b] = error, c, s, scale
-            for j in range(chosen.shape[0]):
-                points[b * chosen.shape[0] + j] = chosen[j]
-    return best, cross, squares
+def _fit_blocks(
+    a: Floats, tile: Floats, shape: Integers, slope: np.float32, shifts: Floats, targets: Floats, table: Words,
+    words: Words, best: Floats, cells: Integers, lane_steps: Floats, sums: Floats, step: Floats,
+) -> None:  # fmt: skip
+    """Step 1. sums: cross, squares, the block's largest, its gain."""
+    block, per_block = shape[3], cells.shape[1] // step.shape[0]
+    for b in range(step.shape[0]):
+        largest = ZERO
+        for i in range(b * block, (b + 1) * block):
+            largest = max(largest, abs(a[i]))
+        sums[2, b], sums[3, b], step[b] = largest, ZERO, ZERO
+    for k in range(targets.shape[0]):
+        target = targets[k]
+        for b in range(step.shape[0]):
+            _set_step(lane_steps, b, per_block, sums[2, b] / target, target * reciprocal(sums[2, b]) * slope)
+        _match(tile, shape, shape[5], shifts, table, words, best, cells, lane_steps, sums)
+        for b in range(step.shape[0]):
+            fitted = sums[0, b] * reciprocal(sums[1, b])
+            gain = sums[0, b] * fitted
+            step[b] = fitted if gain > sums[3, b] else step[b]
+            sums[3, b] = gain if gain > sums[3, b] else sums[3, b]
+
+
+@jit
+def _round_scales(
+    tile: Floats, shape: Integers, constants: Floats, shifts: Floats, table: Words, words: Words, best: Floats,
+    cells: Integers, lane_steps: Floats, sums: Floats, offsets: tuple[np.float32, ...], nearest: Floats, d: np.float32,
+    scales: Floats, points: Integers,
+) -> tuple[np.float32, np.float32]:  # fmt: skip
+    """Step 2 under `d`: every block's scale and points; the whole error, and the d that would suit them better."""
+    unit, top_scale, slope = d * constants[3], constants[4], constants[5]
+    blocks = nearest.shape[0]
+    per_block = cells.shape[1] // blocks
+    least = np.empty((3, blocks), np.float32)
+    for b in range(blocks):
+        least[0, b], scales[b] = INFINITE, ZERO
+        least[1, b] = least[2, b] = ZERO
+    for k in range(len(offsets)):
+        for b in range(blocks):
+            step = unit * (TWO * min(max(nearest[b] + offsets[k], ZERO), top_scale) + ONE)
+            _set_step(lane_steps, b, per_block, step, reciprocal(step) * slope)
+        _match(tile, shape, shape[2], shifts, table, words, best, cells, lane_steps, sums)
+        for b in range(blocks):
+            scale = min(max(nearest[b] + offsets[k], ZERO), top_scale)
+            step = unit * (TWO * scale + ONE)
+            error = step * (step * sums[1, b] - (sums[0, b] + sums[0, b]))
+            if error < least[0, b]:
+                least[0, b], least[1, b], least[2, b], scales[b] = error, sums[0, b], sums[1, b], scale
+                for j in range(b * per_block, (b + 1) * per_block):
+                    points[j] = cells[0, j]
+    error, cross, squares = ZERO, ZERO, ZERO
+    for b in range(blocks):
+        factor = (TWO * scales[b] + ONE) * constants[3]
+        error += least[0, b]
+        cross += factor * least[1, b]
+        squares += factor * factor * least[2, b]
+    return error, cross * reciprocal(squares)
+
+
+@jit
+def _set_step(lane_steps: Floats, b: int, per_block: int, step: np.float32, factor: np.float32) -> None:
+    for j in range(b * per_block, (b + 1) * per_block):
+        lane_steps[0, j], lane_steps[1, j], lane_steps[2, j] = step * step, step + step, factor
 
 
 @jit
 def _match(
-    a: Floats, w: Floats, wa: Floats, start: int, step: np.float32, inverse: np.float32, level: Floats,
-    powers: NDArray[np.int32], values: Floats, group: int, work: Floats, levels: NDArray[np.int32], chosen: Indexes,
-) -> tuple[np.float32, np.float32]:  # fmt: skip
-    """The block's points, as places in `neighbours`; their cross and squares."""
-    factor, offset, top = inverse * level[0], level[1], level[2]
-    for i in range(powers.shape[0]):
-        clamped = min(max(a[start + i] * factor - offset, ZERO), top)
-        levels[i] = np.int32(np.float32(clamped + MAGIC) - MAGIC) * powers[i]
-    cross, squares = ZERO, ZERO
-    square, double = step * step, step + step
-    for j in range(0, powers.shape[0], group):
-        cell = np.int64(0)
-        for i in range(group):
-            cell += levels[j + i]
-        if group == 4:
-            _sums_of_4(values, cell * 4 * NEAREST, w, wa, start + j, work[0], work[1])
+    tile: Floats, shape: Integers, count: int, shifts: Floats, table: Words, words: Words, best: Floats, cells: Integers,
+    lane_steps: Floats, sums: Floats,
+) -> None:  # fmt: skip
+    """Points under the steps: each block's cross and squares in `sums`, each group's place in the table in `cells[0]`."""
+    group, levels, nearest = shape[0], shape[1], shape[2]
+    lanes, per_word = cells.shape[1], group // 4
+    for s in range(shifts.shape[0]):
+        _cells(tile, group, levels, shifts[s, 0], lane_steps[2], cells[s])
+        _fetch(table, nearest // per_word, count // per_word, cells[s], words)
+        if group == 8:
+            _match_8(tile, words, count, shifts[s], lane_steps, best[s])
         else:
-            _sums_of_8(values, cell * 8 * NEAREST, w, wa, start + j, work[0], work[1])
-        for k in range(work.shape[1]):
-            work[2, k] = square * work[1, k] - double * work[0, k]
-        best, least = 0, INFINITE
-        for k in range(NEAREST):
-            error = work[2, k]
-            best = k if error < least else best
-            least = error if error < least else least
-        cross += work[0, best]
-        squares += work[1, best]
-        chosen[j // group] = cell * NEAREST + best
-    return cross, squares
+            _match_4(tile, words, count, lane_steps, best[s])
+        first = s * (table.shape[0] * per_word)
+        for j in range(lanes):
+            cells[s, j] = first + cells[s, j] * nearest + np.int32(best[s, 3 * lanes + j])
+    span = shape[4] // group
+    for s in range(1, shifts.shape[0]):
+        for first in range(0, lanes, span):
+            before, after = ZERO, ZERO
+            for j in range(first, first + span):
+                before += best[0, j]
+                after += best[s, j]
+            if after < before:
+                for j in range(first, first + span):
+                    cells[0, j] = cells[s, j]
+                    for k in range(3):
+                        best[0, k * lanes + j] = best[s, k * lanes + j]
+    per_block = lanes // sums.shape[1]
+    for b in range(sums.shape[1]):
+        cross, squares = ZERO, ZERO
+        for j in range(b * per_block, (b + 1) * per_block):
+            cross += best[0, lanes + j]
+            squares += best[0, 2 * lanes + j]
+        sums[0, b], sums[1, b] = cross, squares
 
 
 @jit
-def _sums_of_4(values: Floats, at: int, w: Floats, wa: Floats, start: int, cross: Floats, squares: Floats) -> None:
-    """cross[k] = sum(wa g), squares[k] = sum(w g g) of candidate k. Written out, or LLVM does not vectorise over k."""
-    n = cross.shape[0]
-    p0, p1, p2, p3 = wa[start], wa[start + 1], wa[start + 2], wa[start + 3]
-    q0, q1, q2, q3 = w[start], w[start + 1], w[start + 2], w[start + 3]
-    for k in range(n):
-        g0, g1, g2, g3 = values[at + k], values[at + n + k], values[at + 2 * n + k], values[at + 3 * n + k]
-        cross[k] = p0 * g0 + p1 * g1 + p2 * g2 + p3 * g3
-        squares[k] = q0 * (g0 * g0) + q1 * (g1 * g1) + q2 * (g2 * g2) + q3 * (g3 * g3)
+def _cells(tile: Floats, group: int, levels: int, offset: np.float32, factors: Floats, cells: Integers) -> None:
+    top, power = np.float32(levels - 1), np.int32(1)
+    lanes = cells.shape[0]
+    for j in range(lanes):
+        cells[j] = 0
+    for i in range(group):
+        for j in range(lanes):
+            clamped = min(max(tile[i * lanes + j] * factors[j] - offset, ZERO), top)
+            cells[j] += np.int32(np.float32(clamped + MAGIC) - MAGIC) * power
+        power = np.int32(power * levels)
 
 
 @jit
-def _sums_of_8(values: Floats, at: int, w: Floats, wa: Floats, start: int, cross: Floats, squares: Floats) -> None:
-    n = cross.shape[0]
-    p0, p1, p2, p3 = wa[start], wa[start + 1], wa[start + 2], wa[start + 3]
-    p4, p5, p6, p7 = wa[start + 4], wa[start + 5], wa[start + 6], wa[start + 7]
-    q0, q1, q2, q3 = w[start], w[start + 1], w[start + 2], w[start + 3]
-    q4, q5, q6, q7 = w[start + 4], w[start + 5], w[start + 6], w[start + 7]
-    for k in range(n):
-        g0, g1, g2, g3 = values[at + k], values[at + n + k], values[at + 2 * n + k], values[at + 3 * n + k]
-        g4, g5, g6, g7 = values[at + 4 * n + k], values[at + 5 * n + k], values[at + 6 * n + k], values[at + 7 * n + k]
-        cross[k] = p0 * g0 + p1 * g1 + p2 * g2 + p3 * g3 + p4 * g4 + p5 * g5 + p6 * g6 + p7 * g7
-        low = q0 * (g0 * g0) + q1 * (g1 * g1) + q2 * (g2 * g2) + q3 * (g3 * g3)
-        squares[k] = low + q4 * (g4 * g4) + q5 * (g5 * g5) + q6 * (g6 * g6) + q7 * (g7 * g7)
+def _fetch(table: Words, width: int, count: int, cells: Integers, words: Words) -> None:
+    lanes = cells.shape[0]
+    for j in range(lanes):
+        at = cells[j] * width
+        for k in range(count):
+            words[k * lanes + j] = table[at + k]
+
+
+@jit
+def _match_4(tile: Floats, words: Words, count: int, lane_steps: Floats, best: Floats) -> None:
+    """Written out, or LLVM does not vectorise over groups."""
+    for j in range(64):
+        best[j] = INFINITE
+    for k in range(count):
+        candidate = np.float32(k)
+        here, there = (k & 1) * 256, (1 - (k & 1)) * 256
+        for j in range(64):
+            word = words[k * 64 + j]
+            g0 = np.float32(np.int32(word & BYTE))
+            g1 = np.float32(np.int32(word >> BITS8 & BYTE))
+            g2 = np.float32(np.int32(word >> BITS16 & BYTE))
+            g3 = np.float32(np.int32(word >> BITS24))
+            cross = tile[512 + j] * g0 + tile[576 + j] * g1 + tile[640 + j] * g2 + tile[704 + j] * g3
+            low = tile[256 + j] * (g0 * g0) + tile[320 + j] * (g1 * g1)
+            squares = low + tile[384 + j] * (g2 * g2) + tile[448 + j] * (g3 * g3)
+            error = lane_steps[0, j] * squares - lane_steps[1, j] * cross
+            e, c, s, before = best[here + j], best[here + 64 + j], best[here + 128 + j], best[here + 192 + j]
+            less = error < e
+            best[there + j] = error if less else e
+            best[there + 64 + j] = cross if less else c
+            best[there + 128 + j] = squares if less else s
+            best[there + 192 + j] = candidate if less else before
+
+
+@jit
+def _match_8(tile: Floats, words: Words, count: int, shift: Floats, lane_steps: Floats, best: Floats) -> None:
+    b0, b1, b2 = shift[1], shift[2], shift[3]
+    for j in range(32):
+        best[j] = INFINITE
+    for k in range(count):
+        candidate, lower = np.float32(k), np.uint32(16 * (k & 1))
+        here, there = (k & 1) * 128, (1 - (k & 1)) * 128
+        for j in range(32):
+            word = words[k // 2 * 32 + j] >> lower
+            l0 = np.float32(np.int32(word & TWO_BITS))
+            l1 = np.float32(np.int32(word >> np.uint32(2) & TWO_BITS))
+            l2 = np.float32(np.int32(word >> np.uint32(4) & TWO_BITS))
+            l3 = np.float32(np.int32(word >> np.uint32(6) & TWO_BITS))
+            l4 = np.float32(np.int32(word >> np.uint32(8) & TWO_BITS))
+            l5 = np.float32(np.int32(word >> np.uint32(10) & TWO_BITS))
+            l6 = np.float32(np.int32(word >> np.uint32(12) & TWO_BITS))
+            l7 = np.float32(np.int32(word >> np.uint32(14) & TWO_BITS))
+            g0, g1 = b0 + l0 * (b1 + l0 * b2), b0 + l1 * (b1 + l1 * b2)
+            g2, g3 = b0 + l2 * (b1 + l2 * b2), b0 + l3 * (b1 + l3 * b2)
+            g4, g5 = b0 + l4 * (b1 + l4 * b2), b0 + l5 * (b1 + l5 * b2)
+            g6, g7 = b0 + l6 * (b1 + l6 * b2), b0 + l7 * (b1 + l7 * b2)
+            half = tile[512 + j] * g0 + tile[544 + j] * g1 + tile[576 + j] * g2 + tile[608 + j] * g3
+            cross = half + tile[640 + j] * g4 + tile[672 + j] * g5 + tile[704 + j] * g6 + tile[736 + j] * g7
+            low = tile[256 + j] * (g0 * g0) + tile[288 + j] * (g1 * g1)
+            low = low + tile[320 + j] * (g2 * g2) + tile[352 + j] * (g3 * g3)
+            squares = low + tile[384 + j] * (g4 * g4) + tile[416 + j] * (g5 * g5)
+            squares = squares + tile[448 + j] * (g6 * g6) + tile[480 + j] * (g7 * g7)
+            error = lane_steps[0, j] * squares - lane_steps[1, j] * cross
+            e, c, s, before = best[here + j], best[here + 32 + j], best[here + 64 + j], best[here + 96 + j]
+            less = error < e
+            best[there + j] = error if less else e
+            best[there + 32 + j] = cross if less else c
+            best[there + 64 + j] = squares if less else s
+            best[there + 96 + j] = candidate if less else before

@@ -6,13 +6,16 @@
                             read-only installation could not write, and new where any source changes: numba looks
                             at a kernel's own file alone, but compiles functions and constants of others into it
 
+A folder that no process has used for 30 days is removed when one of other sources is made.
 Numba's own NUMBA_CACHE_DIR wins where it is set. Where no folder can be written, every process compiles anew.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from functools import cache
 from hashlib import blake2b
@@ -22,6 +25,8 @@ from typing import Any, TypeVar
 import numba
 
 Kernel = TypeVar("Kernel", bound=Callable[..., object])
+
+STALE = 30 * 86400  # seconds since a folder was last used
 
 
 def jit(function: Kernel) -> Kernel:
@@ -50,8 +55,24 @@ def _cache_folder() -> str:
     root = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
     folder = Path(root) / "smelt" / f"numba-{digest.hexdigest()}"
     try:
+        new = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
+        os.utime(folder)  # its time says when it was last used
         with tempfile.TemporaryFile(dir=folder):
-            return str(folder)
+            pass
     except OSError:
         return ""
+    if new:
+        _remove_stale(folder)
+    return str(folder)
+
+
+def _remove_stale(used: Path) -> None:
+    """Remove the folders beside `used` that no process has used for long; what cannot be removed stays."""
+    for folder in used.parent.glob("numba-*"):
+        try:
+            stale = folder.stat().st_mtime < time.time() - STALE
+        except OSError:
+            continue  # another process removed it
+        if stale and folder != used:
+            shutil.rmtree(folder, ignore_errors=True)

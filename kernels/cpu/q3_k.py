@@ -6,16 +6,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...dtypes import Q3_K as DTYPE
-from ..reference.q3_k import BLOCK, BLOCKS, PLAIN, WEIGHTED, pack
+from ..reference.q3_k import BLOCK, BLOCKS, PLAIN, WEIGHTED
 from ..scheme import Packed, Rows
 from . import symmetric
-from .half import widen_half
+from .half import narrow_half, widen_half
 from .jit import jit
 from .tile import Floats
 
 __all__ = ["DTYPE", "decode", "encode"]
 
 Bytes = NDArray[np.uint8]
+DTYPE_BYTES = DTYPE.nbytes
 
 
 def encode(rows: Rows, importance: Rows | None = None) -> Packed:
@@ -42,3 +43,25 @@ def _decode(packed: Bytes, blocks: Floats) -> None:
             for i in range(BLOCK):
                 q = np.int32((row[low + start + i] >> shift & 3) | (row[start + i] >> bit & 1) << 2)
                 blocks[n, BLOCK * j + i] = step * np.float32(q - 4)
+
+
+@jit
+def pack(d: Floats, q: Bytes, scales: NDArray[np.int8]) -> Bytes:
+    """As the reference's."""
+    packed = np.zeros((q.shape[0], DTYPE_BYTES), np.uint8)
+    codes = q.reshape((q.shape[0], 8, 32))
+    for n in range(q.shape[0]):
+        row = packed[n]
+        for k in range(8):
+            start, shift = 32 + 32 * (k >> 2), 2 * (k & 3)
+            for i in range(32):
+                value = codes[n, k, i]
+                row[i] |= np.uint8((value >> 2) << k)
+                row[start + i] |= np.uint8((value & 3) << shift)
+        for j in range(BLOCKS):
+            shifted = np.uint8(scales[n, j] + 32)
+            row[96 + (j & 7)] |= np.uint8((shifted & 15) << (4 * (j >> 3)))
+            row[104 + (j & 3)] |= np.uint8((shifted >> 4) << (2 * (j >> 2)))
+        half = narrow_half(d[n])
+        row[108], row[109] = np.uint8(half & np.uint32(255)), np.uint8(half >> np.uint32(8))
+    return packed

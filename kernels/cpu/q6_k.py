@@ -6,16 +6,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...dtypes import Q6_K as DTYPE
-from ..reference.q6_k import BLOCK, SYMMETRIC, pack
+from ..reference.q6_k import BLOCK, BLOCKS, SYMMETRIC
 from ..scheme import Packed, Rows
 from . import symmetric
-from .half import widen_half
+from .half import narrow_half, widen_half
 from .jit import jit
 from .tile import Floats
 
 __all__ = ["DTYPE", "decode", "encode"]
 
 Bytes = NDArray[np.uint8]
+DTYPE_BYTES = DTYPE.nbytes
 
 
 def encode(rows: Rows, importance: Rows | None = None) -> Packed:
@@ -43,3 +44,23 @@ def _decode(packed: Bytes, blocks: Floats) -> None:
                         low = row[64 * h + 32 * (k & 1) + 16 * s + i] >> (4 * (k >> 1)) & 15
                         high = row[128 + 32 * h + 16 * s + i] >> (2 * k) & 3
                         blocks[n, 128 * h + 32 * k + 16 * s + i] = step * np.float32(np.int32(low | high << 4) - 32)
+
+
+@jit
+def pack(d: Floats, q: Bytes, scales: NDArray[np.int8]) -> Bytes:
+    """As the reference's."""
+    packed = np.empty((q.shape[0], DTYPE_BYTES), np.uint8)
+    codes = q.reshape((q.shape[0], 2, 4, 32))
+    for n in range(q.shape[0]):
+        row = packed[n]
+        for h in range(2):
+            for i in range(32):
+                a, b, c, e = codes[n, h, 0, i], codes[n, h, 1, i], codes[n, h, 2, i], codes[n, h, 3, i]
+                row[64 * h + i] = np.uint8((a & 15) | (c & 15) << 4)
+                row[64 * h + 32 + i] = np.uint8((b & 15) | (e & 15) << 4)
+                row[128 + 32 * h + i] = np.uint8(a >> 4 | b >> 4 << 2 | c >> 4 << 4 | e >> 4 << 6)
+        for j in range(BLOCKS):
+            row[192 + j] = np.uint8(scales[n, j])
+        half = narrow_half(d[n])
+        row[208], row[209] = np.uint8(half & np.uint32(255)), np.uint8(half >> np.uint32(8))
+    return packed

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..reference.row_weights import BLOCK, FAR
 from .jit import jit
 from .tile import Floats, height
-
-BLOCK = 32
 
 
 @jit
@@ -27,12 +26,16 @@ def row_means(blocks: Floats, per_row: int, means: Floats) -> None:
 
 
 @jit
-def row_weights(x: Floats, w: Floats, means: Floats, first: int, per_row: int, blend: np.float32) -> None:
-    """importance * sqrt(mean + x^2) + blend * sqrt(mean), in place of the importance in the tile `w`."""
+def row_weights(
+    x: Floats, w: Floats, means: Floats, first: int, per_row: int, blend: np.float32, faint: np.float32
+) -> None:
+    """The reference's weights, in place of the importance in the tile `w`."""
     mean, even = np.empty(x.shape[1], np.float32), np.empty(x.shape[1], np.float32)
     for lane in range(x.shape[1]):
         mean[lane] = means[min((first + lane) // per_row, means.shape[0] - 1)]
         even[lane] = blend * np.sqrt(mean[lane])
     for i in range(height(x)):
         for lane in range(x.shape[1]):
-            w[i, lane] = w[i, lane] * np.sqrt(mean[lane] + x[i, lane] * x[i, lane]) + even[lane]
+            square = x[i, lane] * x[i, lane]
+            least = even[lane] if square < FAR * mean[lane] else faint * even[lane]
+            w[i, lane] = w[i, lane] * np.sqrt(mean[lane] + square) + least

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ...dtypes import DType
 from ..reference.checks import SEARCH_LIMIT, refuse_scale, refuse_values, relative_importance
-from ..reference.symmetric import Symmetric
+from ..reference.symmetric import FAR, Symmetric
 from ..scheme import Packed, Rows
 from .half import HALF_LIMIT, round_scale
 from .jit import jit
@@ -40,6 +40,7 @@ from .tile import (
 
 LANES = 128  # constant, so that LLVM vectorises loops over lanes without a remainder
 CHUNK = 262144  # elements between two calls of `pack`
+TOPS = 32  # room for the tops, four vectors
 LIMIT_BITS = SEARCH_LIMIT.view(np.uint32)
 INFINITE, TWO = np.float32(np.inf), np.float32(2)
 
@@ -87,9 +88,9 @@ def _search(
     """The super-blocks from `start` on that `q` has room for: d, scales, levels - low."""
     count = LANES // symmetric.blocks  # super-blocks in a tile
     x, w = np.empty((q.shape[2], LANES), np.float32), np.empty((q.shape[2], LANES), np.float32)
-    lanes, supers = np.empty((4, LANES), np.float32), np.empty((5, count), np.float32)
-    scale, scales, tried, near = lanes[0], lanes[1], lanes[2], lanes[3]
-    d, d_tried, error, error_tried, largest = supers[0], supers[1], supers[2], supers[3], supers[4]
+    lanes, supers = np.empty((3, LANES), np.float32), np.empty((2, count), np.float32)
+    scale, mass, scales = lanes[0], lanes[1], lanes[2]
+    largest, d = supers[0], supers[1]
     overflowed = SOUND
     for first in range(start, min(start + q.shape[0], blocks.shape[0]), count):
         if magnitude_bits(bits, first, min(first + count, blocks.shape[0])) >= LIMIT_BITS:
@@ -98,18 +99,10 @@ def _search(
         if importance.shape[0]:
             load_importance(importance, first, w)
         _weights(symmetric, x, w, importance.shape[0] > 0, blocks.shape[1], count)
-        _fit_blocks(symmetric, x, w, scale)
+        _fit_blocks(symmetric, x, w, scale, mass)
         _largest(scale, largest)
-        error[:] = INFINITE
-        for k in range(2 * symmetric.tops.shape[0]):
-            if k % 2 == 0:
-                overflowed = _under_top(symmetric, k // 2, scale, largest, d_tried, near, first, overflowed)
-            else:
-                _fit_super(symmetric, x, w, tried, d_tried)
-                for lane in range(LANES):
-                    near[lane] = tried[lane]
-            _round_scales(symmetric, x, w, near, d_tried, tried, error_tried)
-            _keep_less(error_tried, d_tried, tried, error, d, scales)
+        overflowed = _fit_super(symmetric, scale, mass, largest, d, first, overflowed)
+        _round_scales(symmetric, x, w, scale, d, scales)
         _store(symmetric, x, d, scales, first - start, halves, integers, q)
     return overflowed
 
@@ -133,7 +126,9 @@ def _weights(symmetric: Symmetric, x: Floats, w: Floats, weighted: bool, element
             even[lane] = symmetric.blend * np.sqrt(squares[lane])
         for i in range(height(x)):
             for lane in range(LANES):
-                w[i, lane] = w[i, lane] * np.sqrt(squares[lane] + x[i, lane] * x[i, lane]) + even[lane]
+                square = x[i, lane] * x[i, lane]
+                least = even[lane] if square < FAR * squares[lane] else symmetric.faint * even[lane]
+                w[i, lane] = w[i, lane] * np.sqrt(squares[lane] + square) + least
     else:
         for i in range(height(x)):
             for lane in range(LANES):
@@ -187,29 +182,37 @@ def _level(nearest: Floats, value: np.float32, low: np.float32, high: np.float32
 
 
 @jit
-def _fit_blocks(symmetric: Symmetric, x: Floats, w: Floats, scale: Floats) -> None:
-    """Step 1: the scale of each lane's block."""
-    inverse, trial, best, cross = (
-        np.empty(LANES, np.float32),
-        np.empty(LANES, np.float32),
-        np.empty(LANES, np.float32),
-        np.empty(LANES, np.float32),
-    )
-    squares = np.empty(LANES, np.float32)
+def _fit_blocks(symmetric: Symmetric, x: Floats, w: Floats, scale: Floats, mass: Floats) -> None:
+    """Step 1: the scale and the mass of each lane's block."""
+    inverse, trial = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
+    cross, squares = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
+    board = np.zeros(3 * LANES, np.float32)
     extremes(x, cross, squares)
     for lane in range(LANES):
         inverse[lane] = reciprocal(squares[lane] if squares[lane] >= -cross[lane] else cross[lane])
-        best[lane] = scale[lane] = ZERO
     for g in symmetric.grid:
         for lane in range(LANES):
             trial[lane] = g * inverse[lane]
         _fit_sums(symmetric, x, w, trial, cross, squares)
-        for lane in range(LANES):
-            fitted = cross[lane] * reciprocal(squares[lane])
-            gain = cross[lane] * fitted
-            better = gain > best[lane]
-            best[lane] = gain if better else best[lane]
-            scale[lane] = fitted if better else scale[lane]
+        _keep_better(cross, squares, board)
+    for lane in range(LANES):
+        scale[lane], mass[lane] = board[LANES + lane], board[2 * LANES + lane]
+
+
+@jit
+def _keep_better(cross: Floats, squares: Floats, board: Floats) -> None:
+    """Rows gain, scale, mass of `board`, where the gain is more.
+
+    Rows of one array, because LLVM vectorises no loop over so many arrays that might overlap.
+    """
+    for lane in range(LANES):
+        gain, scale, mass = board[lane], board[LANES + lane], board[2 * LANES + lane]
+        fitted = cross[lane] * reciprocal(squares[lane])
+        gained = cross[lane] * fitted
+        better = gained > gain
+        board[lane] = gained if better else gain
+        board[LANES + lane] = fitted if better else scale
+        board[2 * LANES + lane] = squares[lane] if better else mass
 
 
 @jit
@@ -224,85 +227,66 @@ def _largest(scale: Floats, largest: Floats) -> None:
 
 
 @jit
-def _under_top(
-    symmetric: Symmetric,
-    k: int,
-    scale: Floats,
-    largest: Floats,
-    d: Floats,
-    near: Floats,
-    first: int,
-    overflowed: int,
+def _fit_super(
+    symmetric: Symmetric, scale: Floats, mass: Floats, largest: Floats, d: Floats, first: int, overflowed: int
 ) -> int:
-    """The d that puts the largest block scale on top number k, and the scales nearest under it."""
-    for b in range(d.shape[0]):
-        value, under_first = largest[b] / symmetric.tops[k], largest[b] / symmetric.tops[0]
+    """Step 2: the d of each super-block; the first one that even the first top's is too large for."""
+    count, n_tops = d.shape[0], symmetric.tops.shape[0]
+    board = np.zeros(5 * TOPS, np.float32)  # rows: top; top / largest; sum mass scale k; sum mass k^2, fitted d; gain
+    for t in range(n_tops):
+        board[t] = symmetric.tops[t]
+    for b in range(count):
+        inverse = reciprocal(largest[b])
+        for t in range(TOPS):
+            board[TOPS + t] = board[t] * inverse
+            board[2 * TOPS + t] = board[3 * TOPS + t] = ZERO
+        for lane in range(b, LANES, count):
+            value, weight = scale[lane], mass[lane]
+            heavy = weight * value
+            for t in range(TOPS):
+                k = code(value * board[TOPS + t], symmetric.scale_low, symmetric.scale_high)
+                board[2 * TOPS + t] += heavy * k
+                board[3 * TOPS + t] += weight * k * k
+        for t in range(TOPS):
+            fitted = board[2 * TOPS + t] * reciprocal(board[3 * TOPS + t])
+            board[4 * TOPS + t] = board[2 * TOPS + t] * fitted
+            board[3 * TOPS + t] = fitted
+        best, value = ZERO, ZERO
+        for t in range(n_tops):
+            if board[4 * TOPS + t] > best:
+                best, value = board[4 * TOPS + t], board[3 * TOPS + t]
+        under_first = largest[b] / symmetric.tops[0]
         if abs(under_first) >= HALF_LIMIT and overflowed == SOUND:
             overflowed = first + b
-        d[b] = round_scale(value if abs(value) < HALF_LIMIT else under_first)
-    spread(d, near)
-    for lane in range(LANES):
-        near[lane] = code(scale[lane] * reciprocal(near[lane]), symmetric.scale_low, symmetric.scale_high)
+        d[b] = round_scale(value if value != ZERO and abs(value) < HALF_LIMIT else under_first)
     return overflowed
 
 
 @jit
-def _round_scales(
-    symmetric: Symmetric, x: Floats, w: Floats, near: Floats, d: Floats, scales: Floats, error: Floats
-) -> None:
-    """Step 2: the best of `near` and its neighbours for each block, and each super-block's error."""
-    size, step, best, trial = (
-        np.empty(LANES, np.float32),
-        np.empty(LANES, np.float32),
-        np.empty(LANES, np.float32),
-        np.empty(LANES, np.float32),
-    )
-    off, inverse = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
+def _round_scales(symmetric: Symmetric, x: Floats, w: Floats, scale: Floats, d: Floats, scales: Floats) -> None:
+    """Step 3: the best of the integer scale nearest under `d` and its neighbours, for each block."""
+    size, nearest, trial = np.empty(LANES, np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.float32)
+    step, inverse = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
+    off, best = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
     spread(d, size)
-    best[:] = INFINITE
-    scales[:] = ZERO
+    for lane in range(LANES):
+        nearest[lane] = code(scale[lane] * reciprocal(size[lane]), symmetric.scale_low, symmetric.scale_high)
+    for lane in range(LANES):
+        best[lane], scales[lane] = INFINITE, nearest[lane]
+    if symmetric.neighbours.shape[0] == 1:  # only the nearest: its error decides nothing
+        return
     for k in symmetric.neighbours:
+        for lane in range(LANES):  # three loops: LLVM vectorises none over so many arrays that might overlap
+            trial[lane] = min(max(nearest[lane] + k, symmetric.scale_low), symmetric.scale_high)
         for lane in range(LANES):
-            trial[lane] = min(max(near[lane] + k, symmetric.scale_low), symmetric.scale_high)
             step[lane] = size[lane] * trial[lane]
+        for lane in range(LANES):
             inverse[lane] = reciprocal(step[lane])
         _exact_error(symmetric, x, w, step, inverse, off)
         for lane in range(LANES):
             better = off[lane] < best[lane]
             best[lane] = off[lane] if better else best[lane]
             scales[lane] = trial[lane] if better else scales[lane]
-    sum_super(best, error)
-
-
-@jit
-def _fit_super(symmetric: Symmetric, x: Floats, w: Floats, scales: Floats, d: Floats) -> None:
-    """Step 3: the d that fits best to the levels under the d that was and `scales`, in its place."""
-    inverse, cross, squares = np.empty(LANES, np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.float32)
-    top, bottom = np.empty(d.shape[0], np.float32), np.empty(d.shape[0], np.float32)
-    spread(d, inverse)
-    for lane in range(LANES):
-        inverse[lane] = reciprocal(inverse[lane] * scales[lane])
-    _fit_sums(symmetric, x, w, inverse, cross, squares)
-    for lane in range(LANES):
-        cross[lane] = scales[lane] * cross[lane]
-        squares[lane] = scales[lane] * scales[lane] * squares[lane]
-    sum_super(cross, top)
-    sum_super(squares, bottom)
-    for b in range(d.shape[0]):
-        value = top[b] * reciprocal(bottom[b])
-        d[b] = round_scale(value) if value != ZERO and abs(value) < HALF_LIMIT else d[b]
-
-
-@jit
-def _keep_less(
-    error_tried: Floats, d_tried: Floats, scales_tried: Floats, error: Floats, d: Floats, scales: Floats
-) -> None:
-    """Take over the tried solution of each super-block where its error is less."""
-    for b in range(d.shape[0]):
-        if error_tried[b] < error[b]:
-            error[b], d[b] = error_tried[b], d_tried[b]
-            for lane in range(b, LANES, d.shape[0]):
-                scales[lane] = scales_tried[lane]
 
 
 @jit

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ...dtypes import DType
 from ..reference.checks import SEARCH_LIMIT, refuse_non_finite, refuse_scale, refuse_values, relative_importance
 from ..reference.q8_0 import FP32_MIN
-from ..reference.symmetric_block import Symmetric
+from ..reference.symmetric_block import FAINT, Symmetric
 from ..scheme import Packed, Rows
 from .fifth_bits import write_codes
 from .half import HALF_LIMIT, INFINITY, MAGNITUDE, SIGN, narrow_half, round_scale
@@ -25,7 +25,6 @@ from .tile import (
     Bits,
     Floats,
     code,
-    exact_error,
     extremes,
     fit_sums,
     load,
@@ -118,13 +117,12 @@ def _encode_searched(symmetric: Symmetric, blocks: Floats, bits: Bits, importanc
             return VALUE_REFUSED
         load(blocks, first, x)
         load_importance(importance, first, w)
-        row_weights(x, w, means, first, importance.shape[0], symmetric.blend)
+        row_weights(x, w, means, first, importance.shape[0], symmetric.blend, FAINT)
         _fit_blocks(symmetric, x, w, scale)
         for lane in range(LANES):
             if abs(scale[lane]) >= HALF_LIMIT and overflowed == SOUND:
                 overflowed = first + lane
             d[lane] = round_scale(scale[lane])
-        _fit_again(symmetric, x, w, d)
         _store(symmetric, x, d, first, packed)
     return overflowed
 
@@ -132,45 +130,40 @@ def _encode_searched(symmetric: Symmetric, blocks: Floats, bits: Bits, importanc
 @jit
 def _fit_blocks(symmetric: Symmetric, x: Floats, w: Floats, scale: Floats) -> None:
     """Step 1: the scale of each lane's block, over the grid and then next to the winner."""
-    inverse, trial, chosen = np.empty(LANES, np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.float32)
-    best, cross, squares = np.empty(LANES, np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.float32)
-    centre = np.empty(LANES, np.float32)
+    inverse, trial, centre = np.empty(LANES, np.float32), np.empty(LANES, np.float32), np.zeros(LANES, np.float32)
+    cross, squares = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
+    board = np.zeros(3 * LANES, np.float32)
     extremes(x, cross, squares)
     for lane in range(LANES):
         inverse[lane] = reciprocal(squares[lane] if squares[lane] >= -cross[lane] else cross[lane])
-        best[lane] = scale[lane] = chosen[lane] = centre[lane] = ZERO
     n_grid = symmetric.grid.shape[0]
     for attempt in range(n_grid + symmetric.offsets.shape[0]):
         g = symmetric.grid[attempt] if attempt < n_grid else symmetric.offsets[attempt - n_grid]
+        if attempt == n_grid:
+            for lane in range(LANES):
+                centre[lane] = board[2 * LANES + lane]
         for lane in range(LANES):
-            centre[lane] = chosen[lane] if attempt == n_grid else centre[lane]
             trial[lane] = (centre[lane] + g) * inverse[lane]
         fit_sums(x, w, trial, symmetric.low, symmetric.high, cross, squares)
-        for lane in range(LANES):
-            fitted = cross[lane] * reciprocal(squares[lane])
-            gain = cross[lane] * fitted
-            better = gain > best[lane]
-            best[lane] = gain if better else best[lane]
-            scale[lane] = fitted if better else scale[lane]
-            chosen[lane] = g if better else chosen[lane]
+        _keep_better(cross, squares, g, board)
+    for lane in range(LANES):
+        scale[lane] = board[LANES + lane]
 
 
 @jit
-def _fit_again(symmetric: Symmetric, x: Floats, w: Floats, d: Floats) -> None:
-    """Step 2: fit once more to the codes under the fp16 d; the d of less exact error stays."""
-    inverse, again, error = np.empty(LANES, np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.float32)
-    error_again, squares = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
+def _keep_better(cross: Floats, squares: Floats, g: np.float32, board: Floats) -> None:
+    """Rows gain, scale, g of `board`, where the gain is more.
+
+    Rows of one array, because LLVM vectorises no loop over so many arrays that might overlap.
+    """
     for lane in range(LANES):
-        inverse[lane] = reciprocal(d[lane])
-    exact_error(x, w, d, inverse, symmetric.low, symmetric.high, error)
-    fit_sums(x, w, inverse, symmetric.low, symmetric.high, again, squares)
-    for lane in range(LANES):
-        fitted = again[lane] * reciprocal(squares[lane])
-        again[lane] = round_scale(fitted) if abs(fitted) < HALF_LIMIT else d[lane]
-        inverse[lane] = reciprocal(again[lane])
-    exact_error(x, w, again, inverse, symmetric.low, symmetric.high, error_again)
-    for lane in range(LANES):
-        d[lane] = again[lane] if error_again[lane] < error[lane] else d[lane]
+        gain, scale, chosen = board[lane], board[LANES + lane], board[2 * LANES + lane]
+        fitted = cross[lane] * reciprocal(squares[lane])
+        gained = cross[lane] * fitted
+        better = gained > gain
+        board[lane] = gained if better else gain
+        board[LANES + lane] = fitted if better else scale
+        board[2 * LANES + lane] = g if better else chosen
 
 
 @jit

@@ -7,7 +7,8 @@ It minimises sum(w * (decoded - x)^2):
     1. each block alone: GRID x EDGES ranges of codes -> the scale and low end (<= 0) that fit best in closed form
     2. d = fp16(largest scale / scale_top), dmin = fp16(largest -low / scale_top); per block the rounded scale and its
        neighbours, each with the min that fits its codes, are tried exactly
-    3. d and dmin are fitted to all codes of the super-block, step 2 again under them; kept where the error is less
+    3. d and dmin are fitted to all codes of the super-block, step 2 again under them, with neighbours of its own; kept where
+       the error is less
 
 The weights are ggml's, with importance made a little more even:
 
@@ -38,7 +39,8 @@ class Affine(NamedTuple):
     scale_top: np.float32
     grid: Floats  # codes that the block's range spans
     edges: Floats  # where code 0 lies, in steps above the block's minimum
-    neighbours: Floats  # of the rounded scale
+    neighbours: Floats  # of the rounded scale, in step 2
+    again: Floats  # and in step 3
     even: np.float32
     blend: np.float32
     over: np.float32
@@ -79,8 +81,8 @@ def search(affine: Affine, rows: Rows, importance: Rows | None) -> Found:
     scale, low = fit_blocks(affine, x, weights, sums)
     d, dmin = scale.max(axis=1) / affine.scale_top, (-low).max(axis=1) / affine.scale_top
     refuse_scales(np.maximum(d, dmin), rows.shape[1], ELEMENTS)
-    first = _round_scales(affine, x, weights, sums, scale, low, half_scale(d), half_scale(dmin))
-    second = _round_scales(affine, x, weights, sums, scale, low, *_fit_super(weights, sums, first))
+    first = _round_scales(affine, affine.neighbours, x, weights, sums, scale, low, half_scale(d), half_scale(dmin))
+    second = _round_scales(affine, affine.again, x, weights, sums, scale, low, *_fit_super(weights, sums, first))
     return _less(second, first)
 
 
@@ -139,14 +141,22 @@ def fit_blocks(affine: Affine, x: Floats, weights: Floats, sums: Sums) -> tuple[
 
 
 def _round_scales(
-    affine: Affine, x: Floats, weights: Floats, sums: Sums, scale: Floats, low: Floats, d: Floats, dmin: Floats
+    affine: Affine,
+    neighbours: Floats,
+    x: Floats,
+    weights: Floats,
+    sums: Sums,
+    scale: Floats,
+    low: Floats,
+    d: Floats,
+    dmin: Floats,
 ) -> Found:
     """Step 2: the integer scales and mins under `d` and `dmin`, by the exact error of each neighbour."""
     inverse_dmin = reciprocal(dmin)[:, None]
     nearest = codes(scale * reciprocal(d)[:, None], 0, affine.scale_top)
     best = np.full_like(scale, np.inf)
     scales, mins, q = np.zeros_like(scale), np.zeros_like(scale), np.zeros_like(x)
-    for k in affine.neighbours:
+    for k in neighbours:
         tried = np.minimum(np.maximum(nearest + k, ZERO), affine.scale_top)
         step = d[:, None] * tried
         inverse = reciprocal(step)[..., None]

@@ -31,7 +31,7 @@ def encode_blocks(affine: Affine, rows: Rows, importance: Rows | None) -> tuple[
     if importance is None:
         return _between(affine, blocks, columns)
     refuse_overflow(rows, SEARCH_LIMIT)
-    weights = row_weights(rows, relative_importance(importance, columns), affine.blend)
+    weights = row_weights(rows, relative_importance(importance, columns), affine.blend, ONE)
     return _searched(affine, blocks, weights, columns)
 
 

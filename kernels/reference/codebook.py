@@ -1,23 +1,29 @@
-"""The search that IQ2_XXS, IQ2_XS, IQ2_S, IQ3_XXS and IQ3_S share: a group of weights becomes signs and a point of a codebook.
+"""The search that all IQ1, IQ2 and IQ3 types share: a group of weights becomes signs and a point of a codebook.
 
-    super-block, 256 weights: d      block, 16 or 32: step = d * unit * (2 * scale + 1), scale 0..15      group, 4 or 8: a point
-    weight = step * sign * grid[point]
+    super-block, 256 weights: d      block, 16 or 32: step = d * unit * (2 * scale + 1)      group, 4 or 8: a point
+    weight = step * sign * grid[point]            IQ1: step * (grid[point] + shift), the shift one of two for each span
 
-    w = importance * sqrt(variance * mean + x^2) + blend * sqrt(mean)     mean of x^2 over the super-block
+    w = importance * sqrt(variance * mean + x^2) + blend * sqrt(max(mean, fourth / 3))
     w = x^2 + plain * mean                                               without importance
+    mean of x^2 over the super-block; fourth = mean(x^4) / mean, 3 * mean where weights are normal, more with outliers
 
     0. signs are the weights'; where only an even number can be stored, the weight of least w * x^2 in each 8 takes the wrong
-       one. What is left to match is a = |x|, negative for those.
-    1. each block alone: for each target t, step = max(a) / t -> points -> fitted step and gain; the largest gain wins
-    2. d = fp16(the largest step / (31 * unit)); per block the rounded scale and its neighbours are tried exactly
-    3. d is fitted to all points of the super-block, step 2 once more under it; kept where the error is less
+       one. What is left to match is a = |x|, negative for those. IQ1's points have signs of their own: a = x.
+    1. each block alone: for each target t, step = max|a| / t -> points -> fitted step and gain; the largest gain wins
+    2. d = fp16(the largest step / (largest factor * unit)); per block the scales below and above its step are tried exactly
+    3. d is fitted to all points of the super-block, and the points are matched under it; kept where the error is less
+    4. what is stored is d * stretch: a least-squares fit makes every weight a little too small, and that adds up from layer
+       to layer where noise does not. Larger ones would suit the models measured better (docs/quality.md); these
+       keep the error at or below ggml's
 
-The point for a group: every number rounds to a level of its own, which makes a cell; of the 8 points nearest to the
-cell's middle (`neighbours`) the one of least weighted error wins. A point that is its own cell is the best there is.
+The point for a group: every number rounds to a level of its own, which makes a cell; of the points nearest to the
+cell's middle (`neighbours`) the one of least weighted error wins: of `scanned` in step 1, of `nearest` from there on.
+Each shift has cells and points of its own; a span takes the shift of less error.
 
     error + sum(w a a) = step * (step * squares - 2 * cross),   cross = sum(w a g),   squares = sum(w g g)
 
-All sums are in index order. The weights are ggml's, made a little more even; the search is smelt's own.
+All sums are in index order. The weights are ggml's, made more even, most where there are outliers: else a weight of little
+importance beside one goes so wrong that the plain error is 1.4 times ggml's. The search is smelt's own.
 """
 
 from __future__ import annotations
@@ -33,16 +39,18 @@ from .checks import SEARCH_LIMIT, refuse_scales, refuse_values, relative_importa
 from .grids import LEVELS, points
 from .search import ONE, ZERO, Floats, codes, half_scale, half_scale_or, reciprocal, total
 
-WIDTH, NEAREST, TWO, HALF = 256, 8, np.float32(2), np.float32(0.5)
-TOP_SCALE, TOP_FACTOR = 15, np.float32(31)
-TRIED = tuple(np.float32(k) for k in (-1, 0, 1))
+WIDTH, TWO, HALF = 256, np.float32(2), np.float32(0.5)
+NORMAL = np.float32(3 * WIDTH)
+TRIED, AGAIN = (ZERO, ONE), (ZERO,)
 
 
 @dataclass(frozen=True)
 class Codebook:
     """One type's shape and the search's constants.
 
-    level of a number in units of the step = round(number * slope - offset); targets: where a block's largest weight lands
+    level of a number in units of the step = round(number * slope - offset); targets: where a block's largest weight lands;
+    nearest, scanned: candidates for a group; top_scale: the largest integer scale; shifts: added to points, the one that
+    matches best for every `span` weights; stretch: of the final d
     """
 
     name: str
@@ -55,6 +63,12 @@ class Codebook:
     variance: np.float32
     blend: np.float32
     plain: np.float32
+    nearest: int = 8
+    scanned: int = 8
+    top_scale: int = 15
+    shifts: tuple[np.float32, ...] = (ZERO,)
+    span: int = 8
+    stretch: np.float32 = ONE
 
 
 @dataclass(frozen=True)
@@ -62,9 +76,9 @@ class Coded:
     """What a super-block stores, before packing."""
 
     d: Floats  # [super-blocks], fp16 numbers
-    scales: Packed  # [super-blocks, 256 / block], 0..15
-    points: NDArray[np.uint16]  # [super-blocks, 256 / group]
-    signs: Packed  # [super-blocks, 32]: bit i of byte j is set where weight 8 j + i is negative
+    scales: Packed  # [super-blocks, 256 / block], 0..top_scale
+    points: NDArray[np.uint16]  # [super-blocks, 256 / group], + the number of points for the second shift
+    signs: Packed  # [super-blocks, 32]: bit i of byte j is set where weight 8 j + i is negative; IQ1: [super-blocks, 0]
 
 
 def targets(name: str, low: float, high: float, count: int) -> tuple[np.float32, ...]:
@@ -78,8 +92,8 @@ def targets(name: str, low: float, high: float, count: int) -> tuple[np.float32,
 
 
 @cache
-def neighbours(name: str) -> tuple[NDArray[np.uint16], Floats]:
-    """The 8 points nearest to each cell, nearest first: indexes [cells, 8], values float32[cells, group, 8].
+def neighbours(name: str, count: int) -> tuple[NDArray[np.uint16], Floats]:
+    """The `count` points nearest to each cell, nearest first: indexes [cells, count], values float32[cells, group, count].
 
     A cell is sum(level[i] * levels^i).
     """
@@ -90,7 +104,7 @@ def neighbours(name: str) -> tuple[NDArray[np.uint16], Floats]:
     middles = levels[cell]
     distance = (middles**2).sum(axis=1)[:, None] + (values**2).sum(axis=1) - 2 * middles @ values.T
     ranked = distance * n_points + np.arange(n_points)  # ties go to the lower index
-    nearest = np.sort(np.partition(ranked, NEAREST - 1, axis=1)[:, :NEAREST], axis=1) % n_points
+    nearest = np.sort(np.partition(ranked, count - 1, axis=1)[:, :count], axis=1) % n_points
     return nearest.astype(np.uint16), np.ascontiguousarray(values[nearest].transpose(0, 2, 1)).astype(np.float32)
 
 
@@ -107,15 +121,20 @@ def search(book: Codebook, rows: Rows, importance: Rows | None) -> Coded:
     blocks = (len(x), WIDTH // book.block, book.block)
     a, weights = a.reshape(blocks), weights.reshape(blocks)
     step = _fit_blocks(book, a, weights)
-    d = step.max(axis=1) / (TOP_FACTOR * book.unit)
+    d = step.max(axis=1) / (np.float32(2 * book.top_scale + 1) * book.unit)
     refuse_scales(d, columns, WIDTH)
     nearest = HALF * (step * reciprocal(half_scale(d) * book.unit)[:, None] - ONE)
-    found = _round_scales(book, a, weights, np.rint(nearest), half_scale(d))
-    again = _round_scales(book, a, weights, found.scales, found.fitted)
+    found = _round_scales(book, a, weights, np.floor(nearest), half_scale(d), TRIED)
+    again = _round_scales(book, a, weights, found.scales, found.fitted, AGAIN)
     better = again.error < found.error
     indexes = np.where(better[:, None], again.points, found.points)
     scales = np.where(better[:, None], again.scales, found.scales).astype(np.uint8)
-    return Coded(np.where(better, again.d, found.d), scales, indexes, signs)
+    return Coded(stretched(book, np.where(better, again.d, found.d)), scales, indexes, signs)
+
+
+def stretched(book: Codebook, d: Floats) -> Floats:
+    """Step 4: fp16 numbers [super-blocks], each the fitted one where the stretched one is too large for fp16."""
+    return half_scale_or(d * book.stretch, d)
 
 
 def _weights(book: Codebook, rows: Rows, x: Floats, importance: Rows | None) -> Floats:
@@ -126,12 +145,16 @@ def _weights(book: Codebook, rows: Rows, x: Floats, importance: Rows | None) -> 
         plain: Floats = squares + book.plain * mean
         return plain
     relative = np.broadcast_to(relative_importance(importance, rows.shape[1]), rows.shape).reshape(x.shape)
-    weights: Floats = relative * np.sqrt(book.variance * mean + squares) + book.blend * np.sqrt(mean)
+    fourth = total(squares * (squares * reciprocal(mean)))[:, None] / NORMAL
+    even = book.blend * np.sqrt(np.maximum(mean, fourth))
+    weights: Floats = relative * np.sqrt(book.variance * mean + squares) + even
     return weights
 
 
 def _signs(book: Codebook, x: Floats, weights: Floats) -> tuple[Floats, Packed]:
     """Step 0: a [super-blocks, 256] and sign bytes [super-blocks, 32]."""
+    if LEVELS[book.name][0] < 0:
+        return x, np.empty((len(x), 0), np.uint8)
     a = np.abs(x).reshape(-1, 8)
     negative = (x < ZERO).reshape(-1, 8)
     if book.even:
@@ -142,31 +165,53 @@ def _signs(book: Codebook, x: Floats, weights: Floats) -> tuple[Floats, Packed]:
     return a.reshape(x.shape), np.packbits(negative, axis=1, bitorder="little").reshape(-1, WIDTH // 8)
 
 
-def _match(book: Codebook, a: Floats, weights: Floats, step: Floats, inverse: Floats) -> tuple[Floats, Floats, Floats]:
+def _match(
+    book: Codebook, count: int, a: Floats, weights: Floats, step: Floats, inverse: Floats
+) -> tuple[Floats, Floats, Floats]:
     """Points under steps [..., blocks]: cross and squares [..., blocks], indexes uint16 [..., blocks, groups]."""
-    indexes, values = neighbours(book.name)
+    matches = [_match_shifted(book, count, shift, a, weights, step, inverse) for shift in book.shifts]
+    spans = book.span // points(book.name).shape[1]
+    blocks, groups = matches[0][0].shape[:-1], matches[0][0].shape[-1]
+    shape = (*blocks, groups // spans, spans)
+    error, cross, squares, indexes = (sums.reshape(shape) for sums in matches[0])
+    least = total(error)
+    for k, match in enumerate(matches[1:], 1):
+        e, c, s, i = (sums.reshape(shape) for sums in match)
+        better = (total(e) < least)[..., None]
+        least = np.where(better[..., 0], total(e), least)
+        cross, squares = np.where(better, c, cross), np.where(better, s, squares)
+        indexes = np.where(better, i + np.uint16(k * len(points(book.name))), indexes)
+    shape = matches[0][0].shape
+    return total(cross.reshape(shape)), total(squares.reshape(shape)), indexes.reshape(shape)
+
+
+def _match_shifted(
+    book: Codebook, count: int, shift: np.float32, a: Floats, weights: Floats, step: Floats, inverse: Floats
+) -> tuple[Floats, Floats, Floats, Floats]:
+    """Error, cross, squares and index of the best point of each group, [..., blocks, groups]."""
+    indexes, values = neighbours(book.name, book.nearest)
     levels, group = len(LEVELS[book.name]), values.shape[1]
     shape = (*step.shape, book.block // group, group)
-    scaled = a * (inverse * book.slope)[..., None] - book.offset
+    scaled = a * (inverse * book.slope)[..., None] - (book.offset + shift)
     cell = (codes(scaled, 0, levels - 1).astype(np.intp).reshape(shape) * levels ** np.arange(group)).sum(axis=-1)
-    grids = values[cell]  # [..., blocks, groups, group, 8]
+    grids = values[cell, :, :count] + shift  # [..., blocks, groups, group, nearest]
     wa, w = (weights * a).reshape(shape), weights.reshape(shape)
     cross = total((wa[..., None] * grids).swapaxes(-1, -2))
     squares = total((w[..., None] * (grids * grids)).swapaxes(-1, -2))
     error = (step * step)[..., None, None] * squares - (step + step)[..., None, None] * cross
     best = error.argmin(axis=-1)[..., None]
-    taken = [total(np.take_along_axis(sums, best, axis=-1)[..., 0]) for sums in (cross, squares)]
-    return taken[0], taken[1], indexes[cell, best[..., 0]]
+    taken = [np.take_along_axis(sums, best, axis=-1)[..., 0] for sums in (error, cross, squares)]
+    return taken[0], taken[1], taken[2], indexes[cell, best[..., 0]]
 
 
 def _fit_blocks(book: Codebook, a: Floats, weights: Floats) -> Floats:
     """Step 1: [super-blocks, blocks] steps."""
-    largest = np.maximum(a.max(axis=2), ZERO)
+    largest = np.abs(a).max(axis=2)
     inverse = reciprocal(largest)
     best = np.zeros_like(largest)
     step: Floats = np.zeros_like(largest)
     for target in book.targets:
-        cross, squares, _ = _match(book, a, weights, largest / target, target * inverse)
+        cross, squares, _ = _match(book, book.scanned, a, weights, largest / target, target * inverse)
         fitted = cross * reciprocal(squares)
         gain = cross * fitted
         better = gain > best
@@ -185,7 +230,9 @@ class _Found:
     fitted: Floats
 
 
-def _round_scales(book: Codebook, a: Floats, weights: Floats, nearest: Floats, d: Floats) -> _Found:
+def _round_scales(
+    book: Codebook, a: Floats, weights: Floats, nearest: Floats, d: Floats, offsets: tuple[np.float32, ...]
+) -> _Found:
     """Step 2: the scale of each block under `d`, by the exact error of `nearest` and its neighbours."""
     n, blocks = nearest.shape
     best, scales = np.full_like(nearest, np.inf), np.zeros_like(nearest)
@@ -193,10 +240,10 @@ def _round_scales(book: Codebook, a: Floats, weights: Floats, nearest: Floats, d
     groups = book.block // points(book.name).shape[1]
     indexes = np.zeros((n, blocks, groups), np.uint16)
     unit = d * book.unit
-    for k in TRIED:
-        scale = np.minimum(np.maximum(nearest + k, ZERO), np.float32(TOP_SCALE))
+    for k in offsets:
+        scale = np.minimum(np.maximum(nearest + k, ZERO), np.float32(book.top_scale))
         step = unit[:, None] * (TWO * scale + ONE)
-        c, s, tried = _match(book, a, weights, step, reciprocal(step))
+        c, s, tried = _match(book, book.nearest, a, weights, step, reciprocal(step))
         error = step * (step * s - (c + c))
         better = error < best
         best, scales = np.where(better, error, best), np.where(better, scale, scales)

@@ -6,6 +6,7 @@
     16 bits = | a quarter of d: 4 | 4 x scale: 3 |            d's lowest quarter in the first word, the first scale lowest
     weight[i] = (d * (2 * scale + 1)) * (grid[point] + (1/8, or -1/8 where shift is set))        IQ1_S's grid
 
+The search: codebook.py; each group takes the shift of less error. ggml stores a d 1/9 above its own best fit.
 Layout: ggml, block_iq1_m.
 """
 
@@ -15,11 +16,53 @@ import numpy as np
 
 from ...dtypes import IQ1_M as DTYPE
 from ..scheme import Packed, Rows
+from .codebook import Codebook, Coded, search
 from .grids import grid
-from .iq1_s import DELTA
-from .search import bytes_half
+from .iq1_s import DELTA, TARGETS
+from .search import ONE, bytes_half, half_bytes
 
-__all__ = ["DTYPE", "decode"]
+__all__ = ["BOOK", "DTYPE", "decode", "encode", "pack"]
+
+BOOK = Codebook(
+    name="IQ1_S",
+    block=16,
+    unit=ONE,
+    even=False,
+    slope=ONE,
+    offset=-ONE,
+    targets=TARGETS,
+    variance=np.float32(2),
+    blend=np.float32(0.3),
+    plain=np.float32(0.5),
+    stretch=np.float32(1.07),
+    nearest=6,
+    scanned=2,
+    top_scale=7,
+    shifts=(DELTA, -DELTA),
+    span=8,
+)
+
+
+def encode(rows: Rows, importance: Rows | None = None) -> Packed:
+    """[n, columns] float32, [columns] float32 or None -> [n, columns / 256 * 56] uint8.
+
+    NonFiniteError, ScaleOverflowError; InputError for a bad importance.
+    """
+    n, columns = rows.shape
+    width = DTYPE.row_nbytes(columns)
+    return pack(search(BOOK, rows, importance)).reshape(n, width)
+
+
+def pack(coded: Coded) -> Packed:
+    """Codes of super-blocks -> uint8[super-blocks, 56]."""
+    nibbles = (coded.points >> np.uint16(8)).astype(np.uint8)  # the shift lies above the point's high bits
+    half = half_bytes(coded.d).view("<u2")
+    words = (half >> np.array([0, 4, 8, 12], np.uint16) & np.uint16(15)) << np.uint16(12)
+    for k in range(4):
+        words |= coded.scales.reshape(-1, 4, 4)[:, :, k].astype(np.uint16) << np.uint16(3 * k)
+    low = (coded.points & np.uint16(255)).astype(np.uint8)
+    high = nibbles[:, 0::2] | nibbles[:, 1::2] << np.uint8(4)
+    return np.concatenate([low, high, words.astype("<u2").view(np.uint8)], axis=1)
 
 
 def decode(packed: Packed) -> Rows:

@@ -27,10 +27,12 @@ BOOK = Codebook(
     even=False,
     slope=np.float32(0.5),
     offset=np.float32(0.5),
-    targets=targets("IQ3_S", 0.82, 1.08, 5),
+    targets=targets("IQ3_S", 0.82, 1.08, 3),
     variance=np.float32(2),
     blend=np.float32(0.25),
     plain=np.float32(0.2),
+    stretch=np.float32(1.02),
+    scanned=4,
 )
 
 

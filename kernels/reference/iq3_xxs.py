@@ -26,10 +26,11 @@ BOOK = Codebook(
     even=True,
     slope=np.float32(0.125),
     offset=np.float32(0.5),
-    targets=targets("IQ3_XXS", 0.82, 1.08, 5),
+    targets=targets("IQ3_XXS", 0.82, 1.08, 3),
     variance=np.float32(2),
-    blend=np.float32(0.35),
+    blend=np.float32(0.3),
     plain=np.float32(0.3),
+    stretch=np.float32(1.01),
 )
 
 

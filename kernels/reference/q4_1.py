@@ -27,6 +27,7 @@ AFFINE = Affine(
     grid=np.array((13.1, 13.7, 14.3, 14.9, 15.5, 16.1), np.float32),
     edges=np.array((-0.3, 0.0, 0.3), np.float32),
     neighbours=np.empty(0, np.float32),
+    again=np.empty(0, np.float32),
     even=np.float32(0),
     blend=np.float32(0.2),
     over=np.float32(0),

@@ -35,6 +35,7 @@ AFFINE = Affine(
     grid=np.array(GRID),
     edges=np.array(EDGES),
     neighbours=np.array(NEIGHBOURS),
+    again=np.array(NEIGHBOURS),
     even=np.float32(1),
     blend=BLEND,
     over=np.float32(128),

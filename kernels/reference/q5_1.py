@@ -27,6 +27,7 @@ AFFINE = Affine(
     grid=np.array((29.0, 30.0, 31.0, 32.0), np.float32),
     edges=np.array((-0.3, 0.0, 0.3), np.float32),
     neighbours=np.empty(0, np.float32),
+    again=np.empty(0, np.float32),
     even=np.float32(0),
     blend=np.float32(0.2),
     over=np.float32(0),

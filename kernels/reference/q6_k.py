@@ -21,13 +21,15 @@ from .checks import SEARCH_LIMIT, refuse_values
 from .search import bytes_half, half_bytes
 from .symmetric import NEIGHBOURS, Symmetric, search
 
-__all__ = ["BLEND", "DTYPE", "GRID", "NEIGHBOURS", "SYMMETRIC", "TOP", "decode", "encode", "pack"]
+__all__ = ["BLEND", "DTYPE", "GRID", "NEIGHBOURS", "SYMMETRIC", "TOPS", "decode", "encode", "pack"]
 
 BLOCK, BLOCKS = 16, 16
 
 # Where the extreme weight lands: near code -32 with one sign of the scale, near 31 with the other.
-GRID = tuple(np.float32(g) for g in (-32.8, -32.4, -32.0, -31.6, -31.2, -30.8, 30.4, 30.9, 31.4))
-TOP = np.float32(-128)
+# Measured on the weights named in q4_k.py: 4 % less plain and 13 % less weighted error than ggml's 19 without importance, 9 and
+# 5 % less with it; seven points leave 0.7 % less than that, the one top of -128 1 to 4 % more.
+GRID = tuple(np.float32(g) for g in (-32.4, -31.7, -31.0, 30.3, 31.2))
+TOPS = tuple(np.float32(t) for t in (-128, -127, -126, -125))
 BLEND = np.float32(0.2)
 SYMMETRIC = Symmetric(
     blocks=BLOCKS,
@@ -36,11 +38,12 @@ SYMMETRIC = Symmetric(
     nearest=np.empty(0, np.float32),
     scale_low=np.float32(-128),
     scale_high=np.float32(127),
-    tops=np.array((TOP,)),
+    tops=np.array(TOPS),
     grid=np.array(GRID),
     neighbours=np.array(NEIGHBOURS),
     even=BLEND,
     blend=BLEND,
+    faint=np.float32(1),
     rooted=False,
 )
 

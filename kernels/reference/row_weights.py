@@ -2,8 +2,10 @@
 
     w = importance * sqrt(mean of x^2 over the row + x^2) + blend * sqrt(mean of x^2 over the row)
 
-The first term is ggml's, the second makes it a little more even. The row's sum of squares is eight interleaved float64
-sums, added in order.
+The first term is ggml's, the second makes it a little more even. An outlier, whose x^2 is FAR means or more, gets only `faint`
+of the second: whole, it keeps outliers in columns of little importance, at a weighted error above ggml's.
+
+The row's sum of squares is eight interleaved float64 sums, added in order.
 """
 
 from __future__ import annotations
@@ -14,9 +16,10 @@ from ..scheme import Rows
 from .search import Floats
 
 BLOCK = 32
+FAR = np.float32(64)
 
 
-def row_weights(rows: Rows, importance: Rows, blend: np.float32) -> Floats:
+def row_weights(rows: Rows, importance: Rows, blend: np.float32, faint: np.float32) -> Floats:
     """float32[n, columns], float32[columns] -> float32[n * columns / 32, 32]."""
     n, columns = rows.shape
     squares = (rows * rows).reshape(n, columns // BLOCK, BLOCK)
@@ -27,6 +30,8 @@ def row_weights(rows: Rows, importance: Rows, blend: np.float32) -> Floats:
     for eighth in eighths.T:
         row_sum = row_sum + eighth
     mean = (row_sum / max(columns, 1)).astype(np.float32)
-    weights: Floats = importance.reshape(-1, BLOCK) * np.sqrt(mean[:, None, None] + squares)
-    weights = weights + (blend * np.sqrt(mean))[:, None, None]
+    mean = mean[:, None, None]
+    even = blend * np.sqrt(mean)
+    weights: Floats = importance.reshape(-1, BLOCK) * np.sqrt(mean + squares)
+    weights = weights + np.where(squares < FAR * mean, even, faint * even)
     return weights.reshape(-1, BLOCK)

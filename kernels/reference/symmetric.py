@@ -4,15 +4,17 @@
 
 It minimises sum(w * (decoded - x)^2):
 
-    1. each block alone: for each grid point g, levels nearest to x * g / extreme -> fitted scale and gain (search.py)
-    2. for each top, d = fp16(the block scale of largest magnitude / top); per block the rounded scale and its neighbours
-       are tried exactly
-    3. d is fitted to all levels of the super-block, step 2 once more under it; of all these the least error is kept
+    1. each block alone: for each grid point g, levels nearest to x * g / extreme -> fitted scale, its gain (search.py) and
+       its mass sum(w level^2); the largest gain wins
+    2. for each top, integer scales k nearest to scale * top / largest -> the d that fits best, under
+       sum(mass * (d * k - scale)^2), which is what they add to the error while the levels stay; fp16 of the best
+    3. per block the integer scale nearest under d and its neighbours are tried exactly
 
 The weights are ggml's, made a little more even; m is the super-block's mean of x^2, and importance has mean 1:
 
     w = x^2 + even * m                                          without importance
-    w = importance * sqrt(2 m + x^2) + blend * sqrt(2 m)        with importance, where `rooted`
+    w = importance * sqrt(2 m + x^2) + blend * sqrt(2 m)        with importance, where `rooted`; an outlier, whose
+                                                                x^2 is FAR times 2 m or more, gets `faint` of the second term
     w = importance + blend                                      with importance, elsewhere
 
 Where a table says the levels, those between two of its entries become the nearer one, halfway the upper:
@@ -32,6 +34,7 @@ from .search import ZERO, Floats, codes, half_scale, half_scale_or, reciprocal, 
 
 NEIGHBOURS = tuple(np.float32(k) for k in (-1, 0, 1))
 TWO = np.float32(2)
+FAR = np.float32(12)
 
 
 class Symmetric(NamedTuple):
@@ -43,20 +46,20 @@ class Symmetric(NamedTuple):
     nearest: Floats  # the level nearest to low + i / 2; empty where every integer is a level
     scale_low: np.float32
     scale_high: np.float32
-    tops: Floats  # what the integer scale of largest magnitude may be
+    tops: Floats  # what the integer scale of largest magnitude may be, about
     grid: Floats  # where the extreme weight lands: near `low` with one sign of the scale, near `high` with the other
     neighbours: Floats  # of the rounded scale
     even: np.float32
     blend: np.float32
+    faint: np.float32
     rooted: bool
 
 
 @dataclass(frozen=True)
 class Found:
-    """One solution: float32 throughout, `d` on an fp16 number."""
+    """float32 throughout, `d` on an fp16 number."""
 
-    error: Floats  # [super-blocks]
-    d: Floats
+    d: Floats  # [super-blocks]
     scales: Floats  # [super-blocks, blocks]
     levels: Floats  # [super-blocks, blocks, width]
 
@@ -74,18 +77,10 @@ def search(symmetric: Symmetric, rows: Rows, importance: Rows | None, elements: 
     columns = rows.shape[1]
     x = rows.reshape(-1, symmetric.blocks, elements // symmetric.blocks)
     weights = _weights(symmetric, x, rows, importance, elements)
-    scale = _fit_blocks(symmetric, x, weights)
+    scale, mass = _fit_blocks(symmetric, x, weights)
     largest = signed_extreme(scale)
     refuse_scales(largest / symmetric.tops[0], columns, elements)
-    first = half_scale(largest / symmetric.tops[0])
-    kept = _nothing(x)
-    for top in symmetric.tops:
-        d = half_scale_or(largest / top, first)
-        nearest = codes(scale * reciprocal(d)[:, None], symmetric.scale_low, symmetric.scale_high)
-        found = _round_scales(symmetric, x, weights, nearest, d)
-        again = _round_scales(symmetric, x, weights, found.scales, _fit_super(x, weights, found))
-        kept = _less(again, _less(found, kept))
-    return kept
+    return _round_scales(symmetric, x, weights, scale, _fit_super(symmetric, scale, mass, largest))
 
 
 def _weights(symmetric: Symmetric, x: Floats, rows: Rows, importance: Rows | None, elements: int) -> Floats:
@@ -101,7 +96,9 @@ def _weights(symmetric: Symmetric, x: Floats, rows: Rows, importance: Rows | Non
         return weights
     squares = x * x
     twice_mean = (total(total(squares)) / np.float32(elements // 2))[:, None, None]
-    weights = relative * np.sqrt(twice_mean + squares) + symmetric.blend * np.sqrt(twice_mean)
+    even = symmetric.blend * np.sqrt(twice_mean)
+    even = np.where(squares < FAR * twice_mean, even, symmetric.faint * even)
+    weights = relative * np.sqrt(twice_mean + squares) + even
     return weights
 
 
@@ -113,25 +110,43 @@ def _levels(symmetric: Symmetric, values: Floats) -> Floats:
     return levels
 
 
-def _fit_blocks(symmetric: Symmetric, x: Floats, weights: Floats) -> Floats:
-    """Step 1: [super-blocks, blocks] scales, each with its sign."""
+def _fit_blocks(symmetric: Symmetric, x: Floats, weights: Floats) -> tuple[Floats, Floats]:
+    """Step 1: [super-blocks, blocks] scales, each with its sign, and their masses."""
     inverse = reciprocal(signed_extreme(x))
-    best, scale = np.zeros_like(inverse), np.zeros_like(inverse)
+    best, scale, mass = np.zeros_like(inverse), np.zeros_like(inverse), np.zeros_like(inverse)
     for g in symmetric.grid:
         q = _levels(symmetric, x * (g * inverse)[..., None])
         wq = weights * q
-        cross = total(wq * x)
-        fitted = cross * reciprocal(total(wq * q))
+        cross, squares = total(wq * x), total(wq * q)
+        fitted = cross * reciprocal(squares)
         gain = cross * fitted
         better = gain > best
         best, scale = np.where(better, gain, best), np.where(better, fitted, scale)
-    return scale
+        mass = np.where(better, squares, mass)
+    return scale, mass
 
 
-def _round_scales(symmetric: Symmetric, x: Floats, weights: Floats, nearest: Floats, d: Floats) -> Found:
-    """Step 2: the integer scale of each block under `d`, by the exact error of `nearest` and its neighbours."""
-    best = np.full_like(nearest, np.inf)
-    scales, q = np.zeros_like(nearest), np.zeros_like(x)
+def _fit_super(symmetric: Symmetric, scale: Floats, mass: Floats, largest: Floats) -> Floats:
+    """Step 2: [super-blocks] the fp16 d; that of the first top where nothing is to fit."""
+    best, d = np.zeros_like(largest), np.zeros_like(largest)
+    inverse = reciprocal(largest)
+    heavy = mass * scale
+    for top in symmetric.tops:
+        k = codes(scale * (top * inverse)[:, None], symmetric.scale_low, symmetric.scale_high)
+        cross = total(heavy * k)
+        fitted = cross * reciprocal(total(mass * k * k))
+        gain = cross * fitted
+        better = gain > best
+        best, d = np.where(better, gain, best), np.where(better, fitted, d)
+    first = half_scale(largest / symmetric.tops[0])
+    return half_scale_or(np.where(d != ZERO, d, first), first)
+
+
+def _round_scales(symmetric: Symmetric, x: Floats, weights: Floats, scale: Floats, d: Floats) -> Found:
+    """Step 3: the integer scale of each block under `d`, by the exact error of the nearest and its neighbours."""
+    nearest = codes(scale * reciprocal(d)[:, None], symmetric.scale_low, symmetric.scale_high)
+    best = np.full_like(scale, np.inf)
+    scales, q = np.zeros_like(scale), np.zeros_like(x)
     for k in symmetric.neighbours:
         tried = np.minimum(np.maximum(nearest + k, symmetric.scale_low), symmetric.scale_high)
         step = d[:, None] * tried
@@ -141,30 +156,4 @@ def _round_scales(symmetric: Symmetric, x: Floats, weights: Floats, nearest: Flo
         better = error < best
         best, scales = np.where(better, error, best), np.where(better, tried, scales)
         q = np.where(better[..., None], tried_q, q)
-    return Found(total(best), d, scales, q)
-
-
-def _fit_super(x: Floats, weights: Floats, found: Found) -> Floats:
-    """Step 3: the fp16 d that fits best to given levels and scales; as it was where nothing is to fit."""
-    wq = weights * found.levels
-    cross = total(found.scales * total(wq * x))
-    squares = total(found.scales * found.scales * total(wq * found.levels))
-    d = cross * reciprocal(squares)
-    return half_scale_or(np.where(d != ZERO, d, found.d), found.d)
-
-
-def _nothing(x: Floats) -> Found:
-    """What any solution is better than."""
-    n = len(x)
-    return Found(np.full(n, np.inf, np.float32), np.zeros(n, np.float32), np.zeros(x.shape[:2], np.float32), x)
-
-
-def _less(a: Found, b: Found) -> Found:
-    """The solution of less error, `b` where they are equal."""
-    one = a.error < b.error
-    return Found(
-        np.where(one, a.error, b.error),
-        np.where(one, a.d, b.d),
-        np.where(one[:, None], a.scales, b.scales),
-        np.where(one[:, None, None], a.levels, b.levels),
-    )
+    return Found(d, scales, q)

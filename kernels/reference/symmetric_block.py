@@ -9,7 +9,7 @@ With importance the scale is searched under the weights of row_weights.py:
 
     1. for each grid point g: codes = round(x * g / extreme), fitted scale and gain (search.py); the largest gain wins;
        then the same with g a little less and a little more than the winner's
-    2. d = fp16 of that scale; codes by the fp16 d; fit once more; of the two d's the one of less error is kept
+    2. d = fp16 of that scale; codes by the fp16 d
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from ..scheme import Rows
 from .checks import SEARCH_LIMIT, refuse_non_finite, refuse_overflow, refuse_scales, relative_importance
 from .q8_0 import FP32_MIN
 from .row_weights import BLOCK, row_weights
-from .search import Floats, codes, half_scale, half_scale_or, reciprocal, signed_extreme, total
+from .search import Floats, codes, half_scale, reciprocal, signed_extreme, total
+
+FAINT = np.float32(0.11)
 
 
 class Symmetric(NamedTuple):
@@ -43,7 +45,7 @@ def encode_blocks(symmetric: Symmetric, rows: Rows, importance: Rows | None) -> 
     if importance is None:
         return _largest(symmetric, blocks, columns)
     refuse_overflow(rows, SEARCH_LIMIT)
-    weights = row_weights(rows, relative_importance(importance, columns), symmetric.blend)
+    weights = row_weights(rows, relative_importance(importance, columns), symmetric.blend, FAINT)
     return _searched(symmetric, blocks, weights, columns)
 
 
@@ -76,11 +78,7 @@ def _searched(symmetric: Symmetric, x: Floats, weights: Floats, columns: int) ->
         best, scale = np.where(better, gain, best), np.where(better, fitted, scale)
     refuse_scales(scale, columns, BLOCK)
     d = half_scale(scale)
-    q, error = _exact(symmetric, x, weights, d)
-    again = half_scale_or(_fit(x, weights, q)[0], d)
-    q_again, error_again = _exact(symmetric, x, weights, again)
-    better = error_again < error
-    return np.where(better, again, d), np.where(better[:, None], q_again, q) - low
+    return d, codes(x * reciprocal(d)[:, None], low, high) - low
 
 
 def _fit(x: Floats, weights: Floats, q: Floats) -> tuple[Floats, Floats]:
@@ -89,10 +87,3 @@ def _fit(x: Floats, weights: Floats, q: Floats) -> tuple[Floats, Floats]:
     cross = total(wq * x)
     scale = cross * reciprocal(total(wq * q))
     return scale, cross * scale
-
-
-def _exact(symmetric: Symmetric, x: Floats, weights: Floats, d: Floats) -> tuple[Floats, Floats]:
-    """Nearest codes under `d`, and their weighted error."""
-    q = codes(x * reciprocal(d)[:, None], symmetric.low, symmetric.high)
-    off = d[:, None] * q - x
-    return q, total(weights * off * off)

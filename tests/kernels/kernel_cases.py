@@ -21,7 +21,7 @@ from smelt.kernels.scheme import kernel
 DATA = Path(__file__).with_name("data")
 GGML_TYPES = {"q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "q2_k": 10, "q3_k": 11, "q4_k": 12, "q5_k": 13}
 GGML_TYPES |= {"q6_k": 14, "iq4_nl": 20, "iq4_xs": 23, "tq1_0": 34, "tq2_0": 35, "mxfp4": 39, "nvfp4": 40}
-GGML_TYPES |= {"iq2_xxs": 16, "iq2_xs": 17, "iq3_xxs": 18, "iq3_s": 21, "iq2_s": 22}
+GGML_TYPES |= {"iq2_xxs": 16, "iq2_xs": 17, "iq3_xxs": 18, "iq1_s": 19, "iq3_s": 21, "iq2_s": 22, "iq1_m": 29}
 EXACT = (
     "q4_0",
     "q4_1",
@@ -34,14 +34,7 @@ EXACT = (
     "tq2_0",
 )  # byte for byte ggml's, without importance
 ALWAYS_SEARCHED = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs")
-CODEBOOK = ("iq2_s", "iq3_s", "iq3_xxs", "iq2_xxs", "iq2_xs")  # the last two ggml makes with importance alone
-# there smelt lets a weight of no importance go wrong for the sake of an outlier beside it, which ggml does not
-TRADED = {("iq3_xxs", "outliers", "log-normal")}
-# here smelt keeps an outlier of no importance, which ggml does not: 25 to 40 % less plain error, 1 to 2 % more weighted
-TRADED |= {("iq4_nl", "outliers", "chi-square"), ("q5_0", "outliers", "chi-square")}
-TRADED |= {
-    ("q5_0", "outliers", "flat")
-}  # 1 % more plain error on a few rows, all of it in the outliers; 0.6 % less weighted
+CODEBOOK = ("iq2_s", "iq3_s", "iq3_xxs", "iq2_xxs", "iq2_xs", "iq1_s", "iq1_m")  # all after the third need importance
 SEARCHED = (  # type, with importance
     *(
         (name, with_importance)
@@ -119,8 +112,7 @@ def searched_cases(name, with_importance, **shape):
         rows = all_rows[::4] if name in CODEBOOK else all_rows  # ggml takes its time
         chosen = importances(rows.shape[1]) if with_importance else {"none": None}
         for kind, importance in chosen.items():
-            if (name, label, kind) not in TRADED:
-                yield f"{name} {label} {kind}", rows, importance
+            yield f"{name} {label} {kind}", rows, importance
 
 
 def load_ggml():
