@@ -23,7 +23,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from ...errors import UsageError
-from .launch import FUSION, Launch
+from .launch import Launch
 
 CAPABILITIES = (80, 90, 100)
 FLOAT_TYPES = ("fp32", "fp16", "bf16")
@@ -73,8 +73,7 @@ def compile_launch(launch: Launch, capability: int, float_type: str) -> Compiled
     # pointers are aligned to 16 bytes: launch.py sees to it
     aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind.startswith("*")}
     source = ASTSource(launch.kernel, signature, {"BLOCKS": launch.blocks}, aligned)
-    options = {"num_warps": launch.num_warps, "enable_fp_fusion": FUSION}
-    kernel = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    kernel = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch.options)
     registers, stack = _resources(kernel.asm["cubin"])
     return Compiled(kernel.asm["ptx"], registers, stack)
 

@@ -36,17 +36,26 @@ class Launch:
 
     types     {parameter: Triton type}; `rows` and `weights` stand for a pointer to any float type
     blocks    blocks of the format that one program takes, given to the kernel as BLOCKS
+    limit     the least magnitude of a weight that the kernel flags as beyond the format's range
+    registers what a thread may use, where ptxas would rather spill a few than let fewer programs share a core
     """
 
     kernel: Any
     types: Mapping[str, str]
     blocks: int
     num_warps: int
+    limit: float = float(SEARCH_LIMIT)
+    registers: int | None = None
+
+    @property
+    def options(self) -> dict[str, int | bool | None]:
+        """What the compiler is told."""
+        return {"num_warps": self.num_warps, "enable_fp_fusion": FUSION, "maxnreg": self.registers}
 
     def __call__(self, n_blocks: int, *arguments: Tensor | int) -> None:
         """Run enough programs for `n_blocks`, where the first argument lies; the arguments are those of `types`, in order."""
         grid = (triton.cdiv(n_blocks, self.blocks),)
-        options = {"num_warps": self.num_warps, "enable_fp_fusion": FUSION}
+        options = self.options
         # Triton launches on the current device
         with torch.cuda.device_of(arguments[0]):  # type: ignore[no-untyped-call]
             self.kernel[grid](*arguments, BLOCKS=self.blocks, **options)
@@ -68,11 +77,13 @@ def encode(launch: Launch, dtype: DType, rows: Tensor, *knowledge: Tensor | int)
     if n_blocks:
         flag = torch.full((1,), NONE, dtype=torch.int64, device=rows.device)
         launch(n_blocks, rows, packed.view(_word(dtype)), flag, n_blocks, *knowledge)
-        _raise_flagged(rows, dtype, int(flag))
+        _raise_flagged(rows, dtype, launch.limit, int(flag))
     return packed
 
 
-def decode(launch: Launch, dtype: DType, packed: Tensor, weights_dtype: torch.dtype) -> Tensor:
+def decode(
+    launch: Launch, dtype: DType, packed: Tensor, weights_dtype: torch.dtype, *knowledge: Tensor | int
+) -> Tensor:
     """uint8[n, row_nbytes] -> float[n, columns] of `weights_dtype`, which rounds to nearest even."""
     _check_device(packed, "packed")
     if packed.dim() != 2 or packed.dtype != torch.uint8 or packed.shape[1] % dtype.nbytes:
@@ -86,7 +97,7 @@ def decode(launch: Launch, dtype: DType, packed: Tensor, weights_dtype: torch.dt
     columns = packed.shape[1] // dtype.nbytes * dtype.block
     weights = torch.empty((packed.shape[0], columns), dtype=weights_dtype, device=packed.device)
     if n_blocks:
-        launch(n_blocks, packed.view(_word(dtype)), weights, n_blocks)
+        launch(n_blocks, packed.view(_word(dtype)), weights, n_blocks, *knowledge)
     return weights
 
 
@@ -97,7 +108,9 @@ def importance_of(rows: Tensor, importance: Tensor) -> Tensor:
 
 
 def _word(dtype: DType) -> torch.dtype:
-    """The widest integer that divides a block: kernels store words, not bytes."""
+    """The widest integer that divides a block: kernels store words, not bytes, where they can."""
+    if dtype.nbytes % 2:
+        return torch.uint8
     return torch.int32 if dtype.nbytes % 4 == 0 else torch.int16
 
 
@@ -114,7 +127,7 @@ def _check_device(tensor: Tensor, name: str) -> None:
         )
 
 
-def _raise_flagged(rows: Tensor, dtype: DType, flag: int) -> None:
+def _raise_flagged(rows: Tensor, dtype: DType, limit: float, flag: int) -> None:
     """The reference's error for the flagged block, if there is one."""
     if flag == NONE:
         return
@@ -122,7 +135,7 @@ def _raise_flagged(rows: Tensor, dtype: DType, flag: int) -> None:
     if kind == 2:
         refuse_scale(block, rows.shape[1], dtype.block)
     values = rows.reshape(-1, dtype.block)[block].float()
-    bad = ~torch.isfinite(values) if kind == 0 else values.abs() >= float(SEARCH_LIMIT)
+    bad = ~torch.isfinite(values) if kind == 0 else values.abs() >= limit
     at = int(bad.to(torch.uint8).argmax())
     row, column = divmod(block * dtype.block + at, rows.shape[1])
     value = float(values[at])

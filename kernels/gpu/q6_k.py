@@ -5,8 +5,7 @@
     of each half of 128 weights, code 32k + l:  nibble k / 2 of low byte 32 (k % 2) + l, and bit pair k of high byte l
     weight[j, i] = d * scale[j] * (code[j, i] - 32)
 
-The search is the reference's, with one block of 16 a thread, and gives its bytes. Codes are not kept during the search:
-they follow from the scales.
+The search (symmetric.py) is the reference's, and gives its bytes.
 """
 
 # Triton has no types, and its tuples grow.
@@ -21,41 +20,20 @@ import triton.language as tl
 from ...dtypes import Q6_K
 from ..reference import q6_k as reference
 from . import launch
-from .blocks import flag_blocks, half_bits, is_half_infinity
-from .search import (
-    codes,
-    columns,
-    error,
-    extremes,
-    fit,
-    half,
-    half_or,
-    in_order,
-    load_block,
-    out_of_range,
-    pick,
-    reciprocal,
-    signed_extreme,
-    sum_of_squares,
-)
+from .blocks import half_bits
+from .search import codes, columns, load_block, reciprocal
+from .symmetric import constants, importance_weights, plain_weights, search
 
 DTYPE = Q6_K
-GRID = tl.constexpr(tuple(float(g) for g in reference.GRID))
-TOP_INVERSE = tl.constexpr(float(1 / reference.TOP))  # a power of two: the product is the quotient
-NEIGHBOURS = tl.constexpr(tuple(float(k) for k in reference.NEIGHBOURS))
-N_GRID, N_NEIGHBOURS = tl.constexpr(len(reference.GRID)), tl.constexpr(len(reference.NEIGHBOURS))
-BLEND = tl.constexpr(float(reference.BLEND))
+SYMMETRIC = constants(reference.SYMMETRIC)
 
 
 @triton.jit(do_not_specialize=["n_blocks"])
 def _encode(rows, packed, flag, n_blocks, BLOCKS: tl.constexpr):
     block = tl.program_id(0).to(tl.int64) * (BLOCKS * 16) + tl.arange(0, BLOCKS * 16)
     x = load_block(rows + block * 16, block < n_blocks * 16, 16, 4)
-    blend = BLEND * (in_order(sum_of_squares(x), 16) * 0.00390625)
-    weight = ()
-    for i in tl.static_range(0, 16):
-        weight += (x[i] * x[i] + blend,)
-    _search(x, weight, packed, flag, block, n_blocks)
+    d, scales = search(x, plain_weights(x, SYMMETRIC), None, flag, block, n_blocks, SYMMETRIC)
+    _store(packed, tl.reshape(block // 16, (BLOCKS, 16)), n_blocks, x, d, scales)
 
 
 @triton.jit(do_not_specialize=["n_blocks", "row_blocks"])
@@ -64,86 +42,8 @@ def _encode_weighted(rows, packed, flag, n_blocks, importance, row_blocks, BLOCK
     inside = block < n_blocks * 16
     x = load_block(rows + block * 16, inside, 16, 4)
     given = load_block(importance + block % (row_blocks * 16) * 16, inside, 16, 4)
-    weight = ()
-    for i in tl.static_range(0, 16):
-        weight += (given[i] + BLEND,)
-    _search(x, weight, packed, flag, block, n_blocks)
-
-
-@triton.jit
-def _search(x, weight, packed, flag, block, n_blocks):
-    """Steps 1 to 3 of the reference, and the store. `block` counts blocks of 16, of which 16 neighbours share d."""
-    S: tl.constexpr = block.shape[0] // 16
-    low, high, finite = extremes(x)
-    scale = _fit_block(x, weight, reciprocal(signed_extreme(low, high)))
-    d = half(_signed_largest_of_16(scale) * TOP_INVERSE)
-    overflow = is_half_infinity(half_bits(d))
-    inside = block < n_blocks * 16
-    flag_blocks(flag, block // 16, inside & ~finite, inside & out_of_range(low, high), inside & overflow)
-
-    least = tl.full(low.shape, float("inf"), tl.float32)
-    best_d, scales = d, tl.zeros_like(d)
-    nearest = codes(scale * reciprocal(d), -128, 127)
-    for _ in range(0, 2):
-        tried, tried_error = _round_scales(x, weight, nearest, d)
-        better = tried_error < least
-        least = tl.where(better, tried_error, least)
-        best_d = tl.where(better, d, best_d)
-        scales = tl.where(better, tried, scales)
-        d = _fit_super(x, weight, d, tried)
-        nearest = tried
-    _store(packed, tl.reshape(block // 16, (S, 16)), n_blocks, x, best_d, scales)
-
-
-@triton.jit
-def _signed_largest_of_16(value):
-    """The value of largest magnitude of each 16 neighbours, for all of them."""
-    S: tl.constexpr = value.shape[0] // 16
-    neighbours = tl.reshape(value, (S, 16))
-    extreme = signed_extreme(tl.min(neighbours, axis=1), tl.max(neighbours, axis=1))
-    return tl.reshape(tl.broadcast_to(extreme[:, None], (S, 16)), (S * 16,))
-
-
-@triton.jit
-def _fit_block(x, weight, inverse):
-    """Step 1 -> the scale of each block, with its sign."""
-    best = tl.zeros_like(inverse)
-    scale = best
-    for step in range(0, N_GRID):
-        fitted, gain = fit(x, weight, pick(GRID, N_GRID, step) * inverse, -32, 31)
-        better = gain > best
-        best = tl.where(better, gain, best)
-        scale = tl.where(better, fitted, scale)
-    return scale
-
-
-@triton.jit
-def _round_scales(x, weight, nearest, d):
-    """Step 2 -> (scale codes, the super-block's error)."""
-    least = tl.full(d.shape, float("inf"), tl.float32)
-    scales = tl.zeros_like(d)
-    for k in range(0, N_NEIGHBOURS):
-        tried = tl.minimum(tl.maximum(nearest + pick(NEIGHBOURS, N_NEIGHBOURS, k), -128.0), 127.0)
-        tried_error = error(x, weight, d * tried, -32, 31)
-        better = tried_error < least
-        least = tl.where(better, tried_error, least)
-        scales = tl.where(better, tried, scales)
-    return scales, in_order(least, 16)
-
-
-@triton.jit
-def _fit_super(x, weight, d, scales):
-    """Step 3 -> the d that fits the codes best, on an fp16 number; as it was where nothing is to fit."""
-    inverse = reciprocal(d * scales)
-    cross = tl.zeros_like(d)
-    square = cross
-    for i in tl.static_range(0, 16):
-        q = codes(x[i] * inverse, -32, 31)
-        wq = weight[i] * q
-        cross += wq * x[i]
-        square += wq * q
-    fitted = in_order(scales * cross, 16) * reciprocal(in_order(scales * scales * square, 16))
-    return half_or(tl.where(fitted != 0, fitted, d), d)
+    d, scales = search(x, importance_weights(x, given, SYMMETRIC), None, flag, block, n_blocks, SYMMETRIC)
+    _store(packed, tl.reshape(block // 16, (BLOCKS, 16)), n_blocks, x, d, scales)
 
 
 @triton.jit

@@ -26,7 +26,7 @@ from .blocks import (
     magnitude_bits,
     normal_reciprocal,
     round_away,
-    store_scale_and_words,
+    store_blocks,
 )
 
 DTYPE = Q8_0
@@ -48,7 +48,7 @@ def _encode(rows, packed, flag, n_blocks, BLOCKS: tl.constexpr):
 
     code = round_away(x * normal_reciprocal(d)[:, None])
     low, high = tl.split(tl.reshape(code, (BLOCKS, 16, 2)))
-    store_scale_and_words(packed, first, n_blocks, half, ((low & 0xFF) | (high << 8)).to(tl.int16))
+    store_blocks(packed, first, n_blocks, (half,), ((low & 0xFF) | (high << 8)).to(tl.int16), ())
 
 
 @triton.jit(do_not_specialize=["n_blocks"])

@@ -2,8 +2,9 @@
 
 Without a CUDA device they run under Triton's interpreter, which must be switched on before Triton is imported: hence
 one worker process, to which the tests send matrices. What the interpreter cannot show (division, contraction, spills)
-is read from the compiled code. The interpreter takes seconds for a searched program of 4096 weights, so the searched
-kernels see one program each here, and several only in the long tests.
+is read from the compiled code. The interpreter takes seconds for a searched program of 4096 weights, so the default
+tests try one type of each search with one program; the other types and several programs are for the long tests. Types are
+found in the folder, not listed.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="the GPU kernels take torch tensors")
 pytest.importorskip("triton", reason="Triton is available on Linux only")
 
+from kernel_cases import EXACT  # noqa: E402
+from kernel_cases import SEARCHED as SEARCHES  # noqa: E402
 from smelt.errors import ValueAtError  # noqa: E402
 from smelt.kernels.gpu import compile_check  # noqa: E402
 
@@ -47,9 +50,28 @@ for line in sys.stdin:
         print("null")
     sys.stdout.flush()
 """
-TYPES = sorted(compile_check.modules())
-SEARCHED = {"q4_0.ENCODE_WEIGHTED", "q4_k.ENCODE", "q4_k.ENCODE_WEIGHTED", "q6_k.ENCODE", "q6_k.ENCODE_WEIGHTED"}
-BLOCK = {name: module.DTYPE.block for name, module in compile_check.modules().items()}
+MODULES = compile_check.modules()
+TYPES = sorted(MODULES)
+PLAIN = [name for name in TYPES if name in (*EXACT, "f16", "bf16")]  # nothing is searched without importance
+BLOCK = {name: max(module.DTYPE.block, 32) for name, module in MODULES.items()}
+LARGEST = {"nvfp4": 2700.0}  # where a format cannot hold every fp16 number
+ONE_OF_EACH = {("q4_k", False), ("q6_k", False), ("iq4_nl", False), ("q4_0", True), ("q4_1", True), ("q6_k", True)}
+ONE_OF_EACH |= {("q2_k", False), ("q3_k", True)}
+
+
+def searched(*, quick: bool) -> list[Any]:
+    """Each searched (type, with importance); marked long, but for one of each search where `quick`."""
+    cases = [
+        (name, weighted)
+        for name in TYPES
+        if hasattr(MODULES[name], "encode")
+        for weighted in (False, True)
+        if (name, True) in SEARCHES and (weighted or name not in PLAIN)
+    ]
+    return [
+        pytest.param(*case, marks=() if quick and case in ONE_OF_EACH else pytest.mark.long, id=f"{case[0]}-{case[1]}")
+        for case in cases
+    ]
 
 
 class RefusedError(Exception):
@@ -116,7 +138,13 @@ def awkward(n: int, columns: int, seed: int = 0) -> Any:
     ]
     for i, kind in enumerate(kinds[: max(n - 1, 0)]):
         x[i] = kind(x[i])
-    return x
+    return np.clip(x, -65504, 65504)
+
+
+def rows_for(name: str, n: int, n_blocks: int, seed: int = 0) -> Any:
+    """`awkward` rows of whole blocks that the type can hold."""
+    largest = np.float32(LARGEST.get(name, 65504))
+    return np.clip(awkward(n, n_blocks * BLOCK[name], seed), -largest, largest)
 
 
 def importance(columns: int) -> Any:
@@ -125,18 +153,31 @@ def importance(columns: int) -> Any:
     return values
 
 
-@pytest.mark.parametrize("name", ["q4_0", "q8_0"])
-@pytest.mark.parametrize("shape", [(1, 1), (7, 3), (11, 12), (43, 3)], ids=str)
+def same_numbers(found: Any, wanted: Any) -> bool:
+    """The same bits, whatever the bits of a NaN."""
+    return bool(np.all((found.view(np.uint32) == wanted.view(np.uint32)) | (np.isnan(found) & np.isnan(wanted))))
+
+
+@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize("shape", [(1, 1), (11, 12), (43, 3)], ids=str)
 def test_simple_types_give_the_reference_bytes(gpu: Worker, name: str, shape: tuple[int, int]) -> None:
-    x = awkward(shape[0], shape[1] * 32, sum(shape))
+    x = rows_for(name, *shape, seed=sum(shape))
     assert np.array_equal(gpu.ask("encode", name, x), reference(name).encode(x))
 
 
-@pytest.mark.parametrize("name", ["q4_0", "q8_0"])
+@pytest.mark.parametrize("name", sorted(set(PLAIN) & set(EXACT) - {"nvfp4"}))
 def test_simple_types_give_the_bytes_of_the_gguf_package(gpu: Worker, name: str) -> None:
     quants = pytest.importorskip("gguf.quants", reason="the gguf package is the oracle")
-    x = np.random.default_rng(3).standard_t(3, (9, 224)).astype(np.float32)
+    x = np.random.default_rng(3).standard_t(3, (9, 768)).astype(np.float32)
     assert np.array_equal(gpu.ask("encode", name, x), quants.quantize(x, quants.GGMLQuantizationType[name.upper()]))
+
+
+def test_numbers_just_below_a_power_of_two_count_as_ggml_counts_them(gpu: Worker) -> None:
+    powers = np.exp2(np.arange(-126, 128, dtype=np.float32))
+    x = np.stack([np.nextafter(powers, np.float32(0)), powers], axis=1).reshape(-1, 1).repeat(32, axis=1)
+    for steps in range(3):
+        below = (x.view(np.uint32) - np.uint32(steps * 40)).view(np.float32)
+        assert np.array_equal(gpu.ask("encode", "mxfp4", below), reference("mxfp4").encode(below))
 
 
 @pytest.mark.parametrize("name", ["q4_0", "q8_0"])
@@ -146,70 +187,70 @@ def test_rows_may_lie_in_any_order(gpu: Worker, name: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("name", ["q4_0", "q8_0"])
+@pytest.mark.parametrize("name", PLAIN)
 def test_16_bit_rows_are_encoded_as_their_float32_values(gpu: Worker, name: str, dtype: str) -> None:
-    x = torch.from_numpy(np.random.default_rng(4).standard_normal((5, 96)).astype(np.float32)).to(getattr(torch, dtype))
+    x = torch.from_numpy(rows_for(name, 12, 3, 4) * np.float32(0.99)).to(getattr(torch, dtype))
     wide = x.float().numpy()
     assert np.array_equal(gpu.ask("encode", name, wide, dtype=dtype), reference(name).encode(wide))
 
 
-@pytest.mark.parametrize("name", ["q4_k", "q6_k"])
-def test_searched_types_give_the_reference_bytes(gpu: Worker, name: str) -> None:
-    x = awkward(7, 256, 1) if name == "q6_k" else awkward(13, 256, 1)
-    assert np.array_equal(gpu.ask("encode", name, x), reference(name).encode(x))
+@pytest.mark.parametrize(("name", "weighted"), searched(quick=True))
+def test_searched_types_give_the_reference_bytes(gpu: Worker, name: str, weighted: bool) -> None:
+    x = rows_for(name, 13, 1, 1)
+    given = [importance(x.shape[1])] if weighted else []
+    packed = gpu.ask("encode", name, np.asfortranarray(x), *given)
+    assert np.array_equal(packed, reference(name).encode(x, *given))
+    if weighted:
+        assert not np.array_equal(packed, reference(name).encode(x))
 
 
-@pytest.mark.parametrize("name", ["q4_0", "q4_k", "q6_k"])
-def test_importance_gives_the_reference_bytes(gpu: Worker, name: str) -> None:
-    x = awkward(3, 512, 2)
-    given = importance(512)
-    packed = gpu.ask("encode", name, np.asfortranarray(x), given)
-    assert np.array_equal(packed, reference(name).encode(x, given))
-    assert not np.array_equal(packed, reference(name).encode(x))
+def test_a_codebook_search_of_one_program_gives_the_reference_bytes(gpu: Worker) -> None:
+    x = rows_for("iq2_s", 4, 1, 1)
+    given = importance(x.shape[1])
+    assert np.array_equal(gpu.ask("encode", "iq2_s", x, given), reference("iq2_s").encode(x, given))
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "importance"])
-@pytest.mark.parametrize("name", ["q4_0", "q4_k", "q6_k"])
-def test_several_programs_give_the_reference_bytes(gpu: Worker, name: str, weighted: bool) -> None:
-    x = awkward(13, 768, 5)
-    given = [importance(768)] if weighted else []
-    assert np.array_equal(gpu.ask("encode", name, x, *given), reference(name).encode(x, *given))
+@pytest.mark.parametrize(("name", "weighted"), searched(quick=False))
+def test_several_programs_give_the_reference_bytes_of_16_bit_rows(gpu: Worker, name: str, weighted: bool) -> None:
+    x = torch.from_numpy(rows_for(name, 13, 768 // BLOCK[name], 5) * np.float32(0.99))
+    x = x.bfloat16().float().numpy()
+    given = [importance(x.shape[1])] if weighted else []
+    assert np.array_equal(gpu.ask("encode", name, x, *given, dtype="bfloat16"), reference(name).encode(x, *given))
 
 
 @pytest.mark.parametrize("name", TYPES)
 def test_no_rows_give_no_bytes(gpu: Worker, name: str) -> None:
-    dtype = compile_check.modules()[name].DTYPE
-    assert gpu.ask("encode", name, np.zeros((0, 512), np.float32)).shape == (0, dtype.row_nbytes(512))
+    dtype = MODULES[name].DTYPE
+    if hasattr(MODULES[name], "encode"):
+        assert gpu.ask("encode", name, np.zeros((0, 512), np.float32)).shape == (0, dtype.row_nbytes(512))
     assert gpu.ask("decode", name, np.zeros((0, dtype.row_nbytes(512)), np.uint8)).shape == (0, 512)
 
 
 @pytest.mark.parametrize("name", TYPES)
 @pytest.mark.parametrize("shape", [(1, 1), (7, 3), (33, 5)], ids=str)
 def test_decodes_any_bytes_as_the_reference_does(gpu: Worker, name: str, shape: tuple[int, int]) -> None:
-    dtype = compile_check.modules()[name].DTYPE
+    dtype = MODULES[name].DTYPE
     random = np.random.default_rng(sum(shape))
-    packed = random.integers(0, 256, (shape[0] * shape[1], dtype.nbytes), dtype=np.uint8)
-    for at in {"q4_0": [0], "q8_0": [0], "q4_k": [0, 2], "q6_k": [208]}.get(name, []):
-        packed[:, at : at + 2] = random.standard_normal(len(packed)).astype("<f2").view(np.uint8).reshape(-1, 2)
-    packed = packed.reshape(shape[0], -1)
-    want = reference(name).decode(packed)
-    assert np.array_equal(gpu.ask("decode", name, packed).view(np.uint32), want.view(np.uint32))
-    assert np.array_equal(gpu.ask("decode", name, packed, dtype="float16"), want.astype(np.float16).astype(np.float32))
+    packed = random.integers(0, 256, (shape[0], shape[1] * dtype.nbytes), dtype=np.uint8)
+    with np.errstate(over="ignore", invalid="ignore"):
+        want = reference(name).decode(packed)
+        half = want.astype(np.float16).astype(np.float32)
+    assert same_numbers(gpu.ask("decode", name, packed), want)
+    assert same_numbers(gpu.ask("decode", name, packed, dtype="float16"), half)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the interpreter truncates to bfloat16")
 @pytest.mark.parametrize("name", TYPES)
 def test_decodes_to_the_nearest_bfloat16(gpu: Worker, name: str) -> None:
-    packed = reference(name).encode(awkward(12, 512))
+    packed = np.random.default_rng(8).integers(0, 128, (12, MODULES[name].DTYPE.nbytes * 2), dtype=np.uint8)
     want = torch.from_numpy(reference(name).decode(packed)).bfloat16().float().numpy()
     assert np.array_equal(gpu.ask("decode", name, packed, dtype="bfloat16"), want)
 
 
-@pytest.mark.parametrize("name", ["q4_0", "q8_0"])
+@pytest.mark.parametrize("name", PLAIN)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_names_the_first_non_finite_weight(gpu: Worker, name: str, value: float) -> None:
-    x = awkward(7, 96)
+    x = rows_for(name, 7, 3)
     x[3, 17] = value
     x[5, 2] = float("nan")
     with pytest.raises(RefusedError) as refused:
@@ -218,7 +259,7 @@ def test_names_the_first_non_finite_weight(gpu: Worker, name: str, value: float)
     assert refused.value.args == ("NonFiniteError", f"{kind} at row 3, column 17", 3, 17)
 
 
-@pytest.mark.parametrize("name", ["q4_k", "q6_k"])
+@pytest.mark.parametrize("name", ["iq4_nl", *(pytest.param(n, marks=pytest.mark.long) for n in ("q4_k", "q6_k"))])
 def test_searched_types_name_nan_even_beside_an_overflow(gpu: Worker, name: str) -> None:
     x = awkward(3, 256)
     x[0, 3] = 1e30
@@ -228,9 +269,18 @@ def test_searched_types_name_nan_even_beside_an_overflow(gpu: Worker, name: str)
     assert refused.value.args == ("NonFiniteError", "NaN at row 1, column 250", 1, 250)
 
 
-@pytest.mark.parametrize(("name", "value"), [("q4_0", 1e8), ("q8_0", 1e8), ("q4_k", 3e8), ("q6_k", 1e30)])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((name, {"nvfp4": 3e3, "bf16": 3.399e38}.get(name, 1e8)) for name in PLAIN if name != "mxfp4"),
+        ("iq4_nl", 1e8),
+        ("iq4_nl", 1e30),
+        pytest.param("q4_k", 3e8, marks=pytest.mark.long),
+        pytest.param("q6_k", 1e30, marks=pytest.mark.long),
+    ],
+)
 def test_refuses_what_fp16_scales_cannot_hold_as_the_reference_does(gpu: Worker, name: str, value: float) -> None:
-    x = awkward(7, max(96, BLOCK[name]))
+    x = rows_for(name, 7, 3)
     x[4, 40] = value
     with pytest.raises(ValueAtError, match="row 4, column") as wanted:
         reference(name).encode(x)
@@ -248,8 +298,9 @@ def test_refuses_columns_that_are_no_whole_blocks_and_bytes_that_are_no_rows(gpu
 
 
 def test_every_gpu_kernel_has_a_reference_of_its_name() -> None:
-    for name, module in compile_check.modules().items():
+    for name, module in MODULES.items():
         assert module.DTYPE == reference(name).DTYPE
+        assert hasattr(module, "encode") == hasattr(reference(name), "encode")
 
 
 def check_compiled(name: str, capability: int, float_type: str) -> None:
@@ -260,17 +311,16 @@ def check_compiled(name: str, capability: int, float_type: str) -> None:
     assert compiled.inexact == []
 
 
-QUICK = [(n, c) for n in sorted(set(compile_check.launches()) - SEARCHED) for c in compile_check.CAPABILITIES]
-
-
-@pytest.mark.parametrize(("name", "capability"), [*QUICK, ("q6_k.ENCODE", 90)])
-def test_compiles_without_spills_and_inexact_instructions(name: str, capability: int) -> None:
-    check_compiled(name, capability, "fp32")
+@pytest.mark.parametrize("name", [*(f"{name}.ENCODE" for name in PLAIN), "q6_k.ENCODE"])
+def test_compiles_without_spills_and_inexact_instructions(name: str) -> None:
+    check_compiled(name, 90, "fp32")
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("float_type", compile_check.FLOAT_TYPES)
-@pytest.mark.parametrize("capability", compile_check.CAPABILITIES)
+@pytest.mark.parametrize(
+    ("capability", "float_type"),
+    [(c, "fp32") for c in compile_check.CAPABILITIES] + [(90, "fp16"), (90, "bf16")],
+)
 @pytest.mark.parametrize("name", sorted(compile_check.launches()))
 def test_compiles_for_every_float_type(name: str, capability: int, float_type: str) -> None:
     check_compiled(name, capability, float_type)

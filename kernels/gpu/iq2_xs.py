@@ -1,0 +1,125 @@
+"""IQ2_XS on a GPU: 8 weights are one of 512 points and signs; 16 share a 4-bit scale, 256 an fp16 number.
+
+    super-block = | d: fp16 | 32 words | 4 words of scales |            74 bytes, which the kernels see as 37 16-bit words
+    word = | point: 9 | signs: 7 |            the lowest field first; the eighth sign makes them even
+    weight[i] = (d * (scale + 1/2) / 4) * sign * grid[point]
+
+The search (codebook_search.py) is the reference's, and gives its bytes.
+"""
+
+# Triton has no types, and its tuples grow.
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, assignment"
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from ...dtypes import IQ2_XS
+from ..reference import iq2_xs as reference
+from . import launch
+from .blocks import half_bits
+from .codebook import field, grid_table, look_up, store_points, with_parity
+from .codebook_search import (
+    constants,
+    importance_weights,
+    moments,
+    parameters,
+    plain_weights,
+    points,
+    search,
+    split_signs,
+    stretched,
+    tables,
+)
+from .search import columns, load_block
+from .super_block import half_value
+
+DTYPE = IQ2_XS
+FORMAT = constants(reference.BOOK)
+
+
+@triton.jit(do_not_specialize=["n_blocks", "scanned", "available"])
+def _encode(rows, packed, flag, n_blocks, scanned, available, candidates, indexes, BLOCKS: tl.constexpr):
+    block = tl.program_id(0).to(tl.int64) * (BLOCKS * 16) + tl.arange(0, BLOCKS * 16)
+    inside = block < n_blocks * 16
+    mean, _ = moments(rows, block, inside, False, FORMAT)
+    x = load_block(rows + block * 16, inside, 16, 4)
+    weight = plain_weights(x, mean, FORMAT)
+    _search(x, weight, packed, flag, block, n_blocks, scanned, available, candidates, indexes)
+
+
+@triton.jit(do_not_specialize=["n_blocks", "scanned", "available", "row_blocks"])
+def _encode_weighted(
+    rows, packed, flag, n_blocks, scanned, available, candidates, indexes, importance, row_blocks, BLOCKS: tl.constexpr
+):
+    block = tl.program_id(0).to(tl.int64) * (BLOCKS * 16) + tl.arange(0, BLOCKS * 16)
+    inside = block < n_blocks * 16
+    mean, fourth = moments(rows, block, inside, True, FORMAT)
+    x = load_block(rows + block * 16, inside, 16, 4)
+    given = load_block(importance + block % (row_blocks * 16) * 16, inside, 16, 4)
+    weight = importance_weights(x, given, mean, fourth, FORMAT)
+    _search(x, weight, packed, flag, block, n_blocks, scanned, available, candidates, indexes)
+
+
+@triton.jit
+def _search(x, weight, packed, flag, block, n_blocks, scanned, available, candidates, indexes):
+    S: tl.constexpr = block.shape[0] // 16
+    a, signs = split_signs(x, weight, FORMAT)
+    d, scales = search(x, a, weight, scanned, available, candidates, flag, block, n_blocks, FORMAT)
+    point = tl.reshape(columns(points(a, weight, d, scales, available, candidates, indexes, FORMAT), 1), (S, 32))
+    signs = tl.reshape(columns(signs, 1), (S, 32))
+    scale = tl.reshape(scales.to(tl.int32), (S, 16))
+    half = tl.max(tl.reshape(half_bits(stretched(d, FORMAT)), (S, 16)), axis=1)
+    first = tl.min(tl.reshape(block // 16, (S, 16)), axis=1)
+    inside = (first < n_blocks)[:, None]
+    start = packed + (first * 37)[:, None]
+    tl.store(start, half[:, None], mask=inside)
+    words = point | ((signs & 127) << 9)
+    tl.store(start + 1 + tl.arange(0, 32)[None, :], words.to(tl.int16), mask=inside)
+    nibbles = tl.xor_sum(tl.reshape(scale, (S, 4, 4)) << (tl.arange(0, 4)[None, None, :] * 4), axis=2)
+    tl.store(start + 33 + tl.arange(0, 4)[None, :], nibbles.to(tl.int16), mask=inside)
+
+
+@triton.jit(do_not_specialize=["n_blocks"])
+def _decode(packed, weights, n_blocks, grid, BLOCKS: tl.constexpr):
+    first = tl.program_id(0).to(tl.int64) * BLOCKS
+    block = tl.arange(0, BLOCKS)
+    inside = first + block < n_blocks
+    mask = inside[:, None]
+    packed += first * 37
+    start = packed + block[:, None] * 37
+    d = half_value(tl.load(packed + block * 37, mask=inside, other=0))
+    j = tl.arange(0, 16)[None, :]
+    scale = field(start, 33 + j // 4, j % 4 * 4, 4, mask).to(tl.float32)
+    eight = tl.arange(0, 32)[None, :]
+    point = field(start, 1 + eight, 0, 9, mask)
+    signs = with_parity(field(start, 1 + eight, 9, 7, mask))
+    step = d[:, None] * (scale + 0.5) * 0.25
+    store_points(weights, first, inside, look_up(grid, point), signs, step)
+
+
+# 8 super-blocks are 128 blocks of 16, one for each thread of 4 warps
+ENCODE = launch.Launch(_encode, parameters("*i16"), 8, 4, registers=255)
+ENCODE_WEIGHTED = launch.Launch(
+    _encode_weighted, {**ENCODE.types, "importance": "*fp32", "row_blocks": "i64"}, 8, 4, registers=255
+)
+DECODE = launch.Launch(_decode, {"packed": "*i16", "weights": "weights", "n_blocks": "i64", "grid": "*fp32"}, 16, 4)
+
+
+def encode(rows: torch.Tensor, importance: torch.Tensor | None = None) -> torch.Tensor:
+    """[n, columns] float32, float16 or bfloat16 on the device -> [n, columns / 256 * 74] uint8.
+
+    `importance` is float32[columns] or None. NonFiniteError, ScaleOverflowError; InputError for a bad importance.
+    """
+    known = (reference.BOOK.scanned, reference.BOOK.nearest, *tables(reference.BOOK, rows.device))
+    if importance is None:
+        return launch.encode(ENCODE, DTYPE, rows, *known)
+    relative = launch.importance_of(rows, importance)
+    return launch.encode(ENCODE_WEIGHTED, DTYPE, rows, *known, relative, rows.shape[1] // DTYPE.block)
+
+
+def decode(packed: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """[n, columns / 256 * 74] uint8 -> [n, columns] of `dtype` (float32, float16 or bfloat16)."""
+    return launch.decode(DECODE, DTYPE, packed, dtype, grid_table("IQ2_XS", packed.device))
