@@ -8,10 +8,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .api import convert, diff, open_checkpoint, perplexity, quantize, validate
+    from .api import convert, diff, merge, open_checkpoint, perplexity, quantize, validate, verify
 
 __version__ = "0.1.0"
-__all__ = ["convert", "diff", "open_checkpoint", "perplexity", "quantize", "validate"]
+__all__ = ["convert", "diff", "merge", "open_checkpoint", "perplexity", "quantize", "validate", "verify"]
 
 
 def __getattr__(name: str) -> Any:

@@ -19,18 +19,24 @@ from typing import TYPE_CHECKING
 
 from .convert.diff import DiffResult
 from .convert.diff import diff as diff_models
+from .convert.merge import merge_delta, merge_lora
 from .convert.model import Model
 from .convert.open import open_model
 from .convert.options import OpenOptions
-from .convert.plan import MAX_SHARD, Plan, dtype_schemes, make_plan, target_format
+from .convert.plan import Plan, dtype_schemes, make_plan, target_format
 from .convert.progress import Progress, silent
 from .convert.run import RunOptions, RunResult, run
+from .convert.verify import VerifyResult
+from .convert.verify import verify as verify_files
+from .convert.xor import is_xor, merge_xor
+from .errors import UsageError
 
 if TYPE_CHECKING:
     from .quantize.choose import ChooseOptions
     from .quantize.fit import Fit
     from .validate.options import ValidateOptions
     from .validate.report import PerplexityResult, ValidationReport
+    from .validate.texts import Text
 
 StrPath = str | os.PathLike[str]
 
@@ -53,7 +59,8 @@ def convert_plan(
     *,
     to: str | None = None,
     dtype: str = "source",
-    max_shard_nbytes: int = MAX_SHARD,
+    max_shard_nbytes: int | None = None,
+    n_shards: int | None = None,
     options: OpenOptions | None = None,
 ) -> Plan:
     """What `convert` would do: every file and byte, before any data is read."""
@@ -67,6 +74,7 @@ def convert_plan(
         dtype_schemes(model, wanted, dtype),
         recipe=f"convert --dtype {dtype}",
         max_shard_nbytes=max_shard_nbytes,
+        n_shards=n_shards,
         without_tokenizer=options.skip_tokenizer,
     )
 
@@ -77,14 +85,71 @@ def convert(
     *,
     to: str | None = None,
     dtype: str = "source",
-    max_shard_nbytes: int = MAX_SHARD,
+    max_shard_nbytes: int | None = None,
+    n_shards: int | None = None,
+    options: OpenOptions | None = None,
+    force: bool = False,
+    threads: int | None = None,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> RunResult:
+    """Convert `source` to a Meta or safetensors folder or to GGUF: bit-exact at the stored dtype, streaming.
+
+    to                "meta", "safetensors" or "gguf"; by the target's suffix where it is None
+    max_shard_nbytes  bytes of tensors in one file of a safetensors folder, or of a folder of GGUF parts
+    n_shards          shards of a Meta folder; None: as many as the model was published in
+    """
+    plan = convert_plan(
+        source, target, to=to, dtype=dtype, max_shard_nbytes=max_shard_nbytes, n_shards=n_shards, options=options
+    )
+    return run(plan, RunOptions(threads or default_threads(), force, device=device), progress)
+
+
+def merge_plan(
+    base: StrPath,
+    target: StrPath,
+    *,
+    delta: StrPath | None = None,
+    lora: StrPath | None = None,
+    to: str | None = None,
+    dtype: str = "source",
+    options: OpenOptions | None = None,
+) -> Plan:
+    """What `merge` would do with a LoRA adapter or a delta that is added; XORed files have no plan (see `merge`)."""
+    options = options or OpenOptions()
+    if (delta is None) == (lora is None):
+        raise UsageError("say what to merge into the base: either --lora FOLDER or --delta FOLDER")
+    if lora is not None:
+        model = merge_lora(Path(base), Path(lora), options)
+        recipe = f"merge --lora {Path(lora).name}"
+    else:
+        model = merge_delta(Path(base), Path(str(delta)), options)
+        recipe = f"merge --delta {Path(str(delta)).name}"
+    wanted = target_format(Path(target), to)
+    schemes = dtype_schemes(model, wanted, dtype)
+    return make_plan(model, Path(target), wanted, schemes, recipe=recipe, without_tokenizer=options.skip_tokenizer)
+
+
+def merge(
+    base: StrPath,
+    target: StrPath,
+    *,
+    delta: StrPath | None = None,
+    lora: StrPath | None = None,
+    to: str | None = None,
+    dtype: str = "source",
     options: OpenOptions | None = None,
     force: bool = False,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> RunResult:
-    """Convert `source` to a safetensors folder or a GGUF file: bit-exact at the stored dtype, streaming."""
-    plan = convert_plan(source, target, to=to, dtype=dtype, max_shard_nbytes=max_shard_nbytes, options=options)
+    """Merge an adapter of the peft library (`lora`), or a published delta (`delta`), into `base`, and write any format.
+
+    A delta of XORed files makes the Hugging Face folder that they stand for; `to` and `dtype` are for the others.
+    """
+    if delta is not None and lora is None and is_xor(Path(delta)):
+        return merge_xor(Path(base), Path(delta), Path(target), force=force, progress=progress or silent)
+    plan = merge_plan(base, target, delta=delta, lora=lora, to=to, dtype=dtype, options=options)
     return run(plan, RunOptions(threads or default_threads(), force), progress)
 
 
@@ -150,6 +215,7 @@ def quantize(
     options: OpenOptions | None = None,
     force: bool = False,
     threads: int | None = None,
+    device: str = "auto",
     progress: Progress | None = None,
 ) -> RunResult:
     """Any source straight to a quantized GGUF file, in one pass, no 16-bit file in between."""
@@ -162,7 +228,7 @@ def quantize(
         choices=choices,
         options=options,
     )
-    return run(plan, RunOptions(threads or default_threads(), force), progress)
+    return run(plan, RunOptions(threads or default_threads(), force, device=device), progress)
 
 
 def fit(
@@ -192,39 +258,55 @@ def fit(
     return fit_model(model, FitOptions(vram, context, kv_dtype, importance, choices or ChooseOptions()))
 
 
-def diff(first: StrPath, second: StrPath, options: OpenOptions | None = None) -> DiffResult:
-    """Compare two models' weights across formats, tensor by tensor, bit by bit."""
+def diff(first: StrPath, second: StrPath, options: OpenOptions | None = None, tolerance: float = 0.0) -> DiffResult:
+    """Compare two models' weights across formats, tensor by tensor: bit by bit, or up to a relative error."""
     options = options or OpenOptions(skip_tokenizer=True)
-    return diff_models(open_model(Path(first), options), open_model(Path(second), options))
+    return diff_models(open_model(Path(first), options), open_model(Path(second), options), tolerance)
+
+
+def verify(path: StrPath, threads: int | None = None, progress: Progress = silent) -> VerifyResult:
+    """Every file under `path` against the lists, manifests and published digests that speak of it."""
+    return verify_files(Path(path), threads=threads or default_threads(), progress=progress)
 
 
 def perplexity(
     model: StrPath,
-    text: str,
+    text: str | Text,
     measure: ValidateOptions | None = None,
     options: OpenOptions | None = None,
     progress: Progress | None = None,
 ) -> PerplexityResult:
     """Perplexity of a model of any format on `text`, one layer in memory at a time."""
-    from .validate.run import Subject, measure_perplexity
+    from .validate.question import Subject
+    from .validate.run import measure_perplexity
 
-    return measure_perplexity(Subject(str(model), open_model(Path(model), options)), text, measure, progress or silent)
+    subject = Subject(str(model), open_model(Path(model), options))
+    return measure_perplexity(subject, _texts(text)[0], measure, progress or silent)
 
 
 def validate(
     reference: StrPath,
     candidates: Sequence[StrPath],
-    text: str,
+    text: str | Text | Sequence[Text],
     measure: ValidateOptions | None = None,
     options: OpenOptions | None = None,
     progress: Progress | None = None,
 ) -> ValidationReport:
     """Perplexity drift, KL divergence and flips of each candidate against the reference, with intervals and gates.
 
-    `options` are facts about the models that their files leave out; they hold for all of them.
+    text     a text, or several with their names (`smelt.validate.texts.Text`)
+    options  facts about the models that their files leave out; they hold for all of them
     """
-    from .validate.run import Subject
+    from .validate.question import Subject
     from .validate.run import validate as validate_subjects
 
     first, *rest = (Subject(str(path), open_model(Path(path), options)) for path in (reference, *candidates))
-    return validate_subjects(first, rest, text, measure, progress or silent)
+    return validate_subjects(first, rest, _texts(text), measure, progress or silent)
+
+
+def _texts(text: str | Text | Sequence[Text]) -> list[Text]:
+    from .validate.texts import Text
+
+    if isinstance(text, str):
+        return [Text("text", text)]
+    return [text] if isinstance(text, Text) else list(text)

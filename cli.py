@@ -19,17 +19,15 @@ from .command_options import (
     choose_options,
     choosing,
     facts,
-    measure_options,
-    measuring,
     open_options,
-    read_text,
     speech,
     writing,
 )
 from .errors import InputError, SmeltError, StorageError, UsageError
-from .parameters import Percent, Real, Size
-from .terminal import binary, human, printable, printable_lines, table
-from .voice import Voice, carry_out, progress
+from .measure_commands import demo, perplexity, validate
+from .parameters import Percent, Size
+from .terminal import binary, human, printable, table
+from .voice import Voice, carry_out, progress, tell_result
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -37,7 +35,7 @@ from .voice import Voice, carry_out, progress
 def cli() -> None:
     """Turn raw language-model weights into weights that people can run, and prove that they still work.
 
-    SOURCE is a Meta folder (consolidated.NN.pth), a Hugging Face folder (safetensors) or a GGUF file.
+    SOURCE is a Meta folder (consolidated.NN.pth), a Hugging Face folder (safetensors or .bin) or a GGUF file.
     """
 
 
@@ -46,7 +44,7 @@ def cli() -> None:
 @facts
 @speech
 def inspect(path: Path, as_json: bool, quiet: bool, verbose: bool, **given: Any) -> None:
-    """What is in PATH: format, family, tensors, dtypes, sizes, tokenizer, problems."""
+    """What is in PATH: format, family, tensors, dtypes, sizes, tokenizer, problems. Exit 1 if there are problems."""
     from .convert.inspect import inspect as look
 
     voice = Voice(as_json, quiet, verbose)
@@ -65,12 +63,17 @@ def inspect(path: Path, as_json: bool, quiet: bool, verbose: bool, **given: Any)
         voice.say(f"... and {len(found.tensors) - len(shown)} more (-v shows all)")
     for line in (*(f"problem: {p}" for p in found.problems), *(f"note: {n}" for n in found.notes)):
         voice.say(printable(line))
+    sys.exit(1 if found.problems else 0)
 
 
 @cli.command()
 @click.argument("source", type=PATH)
 @click.argument("target", type=PATH)
-@click.option("--to", type=click.Choice(["safetensors", "gguf"]), help="Default: gguf where TARGET ends in .gguf.")
+@click.option(
+    "--to",
+    type=click.Choice(["meta", "safetensors", "gguf"]),
+    help="Default: gguf where TARGET ends in .gguf, else safetensors.",
+)
 @click.option(
     "--dtype",
     default="source",
@@ -78,16 +81,29 @@ def inspect(path: Path, as_json: bool, quiet: bool, verbose: bool, **given: Any)
     type=click.Choice(["source", "f32", "f16", "bf16"]),
     help="Type of the matrices; source: as stored.",
 )
-@click.option("--max-shard-size", type=Size(), default="5GB", show_default=True, help="Bytes of one safetensors file.")
+@click.option(
+    "--max-shard-size",
+    type=Size(),
+    help="Bytes of one safetensors file (5GB unless said), or of one part of a GGUF folder (--to gguf).",
+)
+@click.option(
+    "--shards", "n_shards", type=click.IntRange(1, 100), help="Shards of a Meta folder; default: as it was published."
+)
 @facts
 @writing
 @speech
-def convert(source: Path, target: Path, to: str | None, dtype: str, max_shard_size: int, **given: Any) -> None:
+def convert(source: Path, target: Path, to: str | None, dtype: str, **given: Any) -> None:
     """Convert SOURCE to TARGET: bit-exact at the stored dtype, streaming, atomic."""
     from .api import convert_plan
 
     plan = convert_plan(
-        source, target, to=to, dtype=dtype, max_shard_nbytes=max_shard_size, options=open_options(given)
+        source,
+        target,
+        to=to,
+        dtype=dtype,
+        max_shard_nbytes=given["max_shard_size"],
+        n_shards=given["n_shards"],
+        options=open_options(given),
     )
     carry_out([plan], given)
 
@@ -195,14 +211,20 @@ def fit(source: Path, target: Path | None, vram: int, context: int, kv_dtype: st
 @cli.command()
 @click.argument("a", type=PATH)
 @click.argument("b", type=PATH)
+@click.option(
+    "--tolerance",
+    type=Percent(),
+    default=0.0,
+    help="Relative error of a tensor that still counts as equal, as 1%; default: every bit counts.",
+)
 @facts
 @speech
-def diff(a: Path, b: Path, as_json: bool, quiet: bool, verbose: bool, **given: Any) -> None:
+def diff(a: Path, b: Path, tolerance: float, as_json: bool, quiet: bool, verbose: bool, **given: Any) -> None:
     """The same weights? Exit 0 where every value is equal across formats and shards, else 1."""
     from .api import diff as compare
 
     given["skip_tokenizer"] = True
-    result = compare(a, b, open_options(given))
+    result = compare(a, b, open_options(given), tolerance)
     voice = Voice(as_json, quiet, verbose)
     voice.document(result.document())
     shown = result.different if verbose else result.different[:20]
@@ -216,83 +238,67 @@ def diff(a: Path, b: Path, as_json: bool, quiet: bool, verbose: bool, **given: A
 
 
 @cli.command()
-@click.argument("model", type=PATH)
-@click.option("--text", required=True, type=PATH, help="UTF-8 text that the model was not trained on.")
-@measuring
-@facts
-@speech
-def perplexity(model: Path, text: Path, as_json: bool, quiet: bool, verbose: bool, **given: Any) -> None:
-    """Perplexity of MODEL on a text, one layer in memory at a time, by a named protocol."""
-    from .api import perplexity as measure
-
-    voice = Voice(as_json, quiet, verbose)
-    with progress(voice, "steps") as display:
-        found = measure(model, read_text(text), measure_options(given), open_options(given), display)
-    content = found.document()
-    voice.document(content)
-    spread = (
-        ""
-        if None in (content["low"], content["high"])
-        else f" (95 % interval {content['low']:.4f} to {content['high']:.4f})"
-    )
-    voice.say(
-        f"{printable(found.path)}: perplexity {found.perplexity:.4f}{spread}, protocol {content['protocol']}, "
-        f"n_ctx {content['n_ctx']}, {content['chunks']} chunks, {content['tokens']} tokens scored"
-    )
-
-
-@cli.command()
-@click.argument("reference", type=PATH)
-@click.argument("candidates", nargs=-1, required=True, type=PATH)
-@click.option("--text", required=True, type=PATH, help="UTF-8 text that the model was not trained on.")
-@click.option("--max-ppl-drift", type=Percent(), help="Gate on perplexity drift, as 1.5%; default by bits per weight.")
-@click.option("--max-kld", type=Real(0), help="Gate on mean KL divergence, in nats.")
-@click.option("--min-top1", type=Percent(), help="Gate on top-1 agreement, as 94%.")
-@measuring
-@facts
-@speech
-def validate(
-    reference: Path,
-    candidates: tuple[Path, ...],
-    text: Path,
-    as_json: bool,
-    quiet: bool,
-    verbose: bool,
-    **given: Any,
-) -> None:
-    """What shrinking cost: drift of each CANDIDATE from REFERENCE, with intervals and gates. Exit 1 if one fails."""
-    from .api import validate as compare
-    from .validate.terminal import render
-
-    voice = Voice(as_json, quiet, verbose)
-    with progress(voice, "steps") as display:
-        report = compare(reference, candidates, read_text(text), measure_options(given), open_options(given), display)
-    voice.document(report.document())
-    voice.say(printable_lines(render(report)))
-    sys.exit(0 if report.passed else 1)
-
-
-@cli.command()
+@click.argument("base", type=PATH)
+@click.argument("target", type=PATH)
+@click.option("--lora", type=PATH, metavar="FOLDER", help="A LoRA or DoRA adapter as peft saved it.")
 @click.option(
-    "--out",
-    type=PATH,
-    default=Path("smelt-demo"),
-    show_default=True,
-    help="Folder for its files; a former demo's are replaced.",
+    "--delta", type=PATH, metavar="FOLDER", help="A delta: added in float32 or fp16 (its dtype), or XORed files."
 )
-@click.option("--chunks", type=click.IntRange(2), default=40, show_default=True, help="Windows of held-out text.")
+@click.option(
+    "--to",
+    type=click.Choice(["meta", "safetensors", "gguf"]),
+    help="Default: gguf where TARGET ends in .gguf, else safetensors.",
+)
+@click.option(
+    "--dtype",
+    default="source",
+    show_default=True,
+    type=click.Choice(["source", "f32", "f16", "bf16"]),
+    help="Type of the matrices; source: the base's under --lora, the delta's under --delta.",
+)
+@facts
+@writing
 @speech
-def demo(out: Path, chunks: int, as_json: bool, quiet: bool, verbose: bool) -> None:
-    """The whole story on a small bundled model: convert, diff, quantize, validate. Exit 0 if it passes."""
-    from .demo import demo as tell
-    from .validate.terminal import render
+def merge(
+    base: Path, target: Path, lora: Path | None, delta: Path | None, to: str | None, dtype: str, **given: Any
+) -> None:
+    """Merge an adapter, or a published delta, into BASE and write TARGET: streaming, every tensor accounted for."""
+    from .api import merge as carry
+    from .api import merge_plan
+    from .convert.xor import is_xor
+
+    if delta is not None and lora is None and is_xor(delta):
+        voice = Voice(given["as_json"], given["quiet"], given["verbose"])
+        if given["dry_run"] or to not in (None, "safetensors") or dtype != "source":
+            raise UsageError("XORed files make the folder that they stand for: leave out --to, --dtype and --dry-run")
+        with progress(voice, "B") as display:
+            result = carry(base, target, delta=delta, force=given["force"], progress=display)
+        tell_result(voice, result)
+        return
+    plan = merge_plan(base, target, delta=delta, lora=lora, to=to, dtype=dtype, options=open_options(given))
+    carry_out([plan], given)
+
+
+@cli.command()
+@click.argument("path", type=PATH)
+@click.option("--strict", is_flag=True, help="Fail files of which no digest is known, too.")
+@click.option("--threads", type=click.IntRange(1), help="Threads; default: the CPUs this process may use.")
+@speech
+def verify(path: Path, strict: bool, threads: int | None, as_json: bool, quiet: bool, verbose: bool) -> None:
+    """Are the files what they should be? By checklist.chk, SHA256SUMS, the manifest, published digests. Exit 1 if not."""
+    from .api import verify as look
 
     voice = Voice(as_json, quiet, verbose)
-    with progress(voice, "steps") as display:
-        result = tell(out, chunks, voice.say, display)
-    voice.document(result.document())
-    voice.say(printable_lines(render(result.report)))
-    sys.exit(0 if result.report.passed else 1)
+    with progress(voice, "B") as display:
+        found = look(path, threads, display)
+    voice.document(found.document())
+    voice.say(table([[check.status, printable(check.file), printable(check.reason)] for check in found.files]))
+    voice.say(f"{found.count('ok')} ok, {found.count('bad')} bad, {found.count('unknown')} unknown")
+    sys.exit(1 if found.count("bad") or (strict and found.count("unknown")) else 0)
+
+
+for command in (perplexity, validate, demo):
+    cli.add_command(command)
 
 
 def main() -> None:

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from .errors import InputError, UsageError
+from .errors import UsageError
 from .parameters import Real
 
 if TYPE_CHECKING:
     from .convert.options import OpenOptions
     from .quantize.choose import ChooseOptions
     from .validate.options import ValidateOptions
+    from .validate.texts import Text
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 PATH = click.Path(path_type=Path)
@@ -37,8 +38,11 @@ speech = options(
     click.option("-v", "--verbose", is_flag=True, help="Show every tensor, and a traceback above an error."),
 )
 facts = options(
-    click.option("--tokenizer", type=PATH, help="The tokenizer.model to use."),
+    click.option("--tokenizer", type=PATH, help="The tokenizer.model or tokenizer.json to use."),
     click.option("--skip-tokenizer", is_flag=True, help="Do without the tokenizer: the weights alone."),
+    click.option(
+        "--pre", metavar="NAME", help="How a byte-level vocabulary cuts words, by the name that GGUF has for it."
+    ),
     click.option(
         "--context-length",
         type=click.IntRange(1, 2**31 - 1),
@@ -47,12 +51,25 @@ facts = options(
     click.option(
         "--rope-theta", type=Real(0, min_open=True), help="Base of the rotary frequencies; wins over the files."
     ),
+    click.option(
+        "--kv-heads",
+        type=click.IntRange(1, 2**31 - 1),
+        help="Key-value heads of a Meta model whose shards repeat them.",
+    ),
 )
 writing = options(
     click.option("--force", is_flag=True, help="Replace TARGET if it exists (atomically)."),
     click.option("--dry-run", is_flag=True, help="Show what would be written, and its size; read no weights."),
+    click.option("--source-digests", is_flag=True, help="Put the SHA-256 of every source file into the manifest."),
     click.option(
         "--threads", type=click.IntRange(1), help="Threads that encode; default: the CPUs this process may use."
+    ),
+    click.option(
+        "--device",
+        default="auto",
+        show_default=True,
+        type=click.Choice(["auto", "cpu", "cuda"]),
+        help="What encodes: the CPU, or a card for the types that have a kernel there. The bytes are the same.",
     ),
 )
 
@@ -62,9 +79,16 @@ measuring = options(
         "--protocol",
         default="llamacpp",
         show_default=True,
-        type=click.Choice(["llamacpp", "gptq"]),
+        type=click.Choice(["llamacpp", "gptq", "strided"]),
         help="How the text is cut into windows, and which tokens are scored.",
     ),
+    click.option(
+        "--text", "texts", multiple=True, metavar="[NAME=]FILE", help="UTF-8 text that the model was not trained on."
+    ),
+    click.option(
+        "--token-ids", multiple=True, metavar="[NAME=]FILE", help="A JSON list or .npy of token ids in place of a text."
+    ),
+    click.option("--stride", type=click.IntRange(1), help="Tokens between the starts of windows (protocol strided)."),
     click.option("--ctx", "n_ctx", type=click.IntRange(4), help="Tokens of a window; default: the protocol's own."),
     click.option("--chunks", type=click.IntRange(1), help="Only the first N windows of the text."),
     click.option("--threads", type=click.IntRange(1), help="Threads; default: the CPUs this process may use."),
@@ -87,7 +111,14 @@ def open_options(given: dict[str, Any]) -> OpenOptions:
     """What `facts` says."""
     from .convert.options import OpenOptions
 
-    return OpenOptions(given["context_length"], given["rope_theta"], given["tokenizer"], given["skip_tokenizer"])
+    return OpenOptions(
+        given["context_length"],
+        given["rope_theta"],
+        given["tokenizer"],
+        given["skip_tokenizer"],
+        given["kv_heads"],
+        given["pre"],
+    )
 
 
 def choose_options(given: dict[str, Any]) -> ChooseOptions:
@@ -114,24 +145,38 @@ def _override(text: str) -> tuple[str, str]:
 def measure_options(given: dict[str, Any]) -> ValidateOptions:
     """What `measuring` and the gates say."""
     from .api import default_threads
-    from .validate.gates import Limits
+    from .validate.limits import TABLE, Limits, read_limits
     from .validate.options import ValidateOptions
 
-    limits = Limits(given.get("max_ppl_drift"), given.get("max_kld"), given.get("min_top1"))
+    file = given.get("gates")
+    limits, table = (Limits(), TABLE) if file is None else read_limits(file)
+    said = Limits(*(given.get(name) for name in ("max_ppl_drift", "max_kld", "min_top1", "max_kld_p999", "min_top5")))
     return ValidateOptions(
         protocol=given["protocol"],
         n_ctx=given["n_ctx"],
+        stride=given["stride"],
         chunks=given["chunks"],
         threads=given["threads"] or default_threads(),
-        limits=limits,
+        limits=limits.overridden_by(said),
+        table=table,
+        noise_floor=not given.get("skip_noise_floor", False),
     )
 
 
-def read_text(path: Path) -> str:
-    """A text file's content; InputError where it cannot be read or is not UTF-8."""
-    try:
-        return path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is not UTF-8 at byte {error.start}: save it as UTF-8 text") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+def read_texts(given: dict[str, Any]) -> list[Text]:
+    """Every `--text` and `--token-ids`, under its name. UsageError where there is none."""
+    from .validate.texts import read_text, read_token_ids
+
+    texts = [read_text(path, name) for name, path in map(_named, given["texts"])]
+    texts += [read_token_ids(path, name) for name, path in map(_named, given["token_ids"])]
+    if not texts:
+        raise UsageError("nothing to read: give --text FILE, or --token-ids FILE")
+    return texts
+
+
+def _named(words: str) -> tuple[str, Path]:
+    """NAME=FILE, or FILE alone, which bears its own name; a file whose name has a "=" in it is taken as it is."""
+    name, equals, file = words.partition("=")
+    if equals and name and file and not Path(words).exists():
+        return name, Path(file)
+    return Path(words).name, Path(words)

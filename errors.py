@@ -8,7 +8,8 @@
     |   |-- ModelError          the files are sound, the model in them is not: names, shapes, facts
     |   |-- NonFiniteError      a weight is NaN or infinite
     |   `-- ScaleOverflowError  a value or a block scale does not fit into the target's 16-bit float
-    `-- StorageError        4   the disk is full, the folder is read-only
+    |-- StorageError        4   the disk is full, the folder is read-only
+    `-- DeviceError         4   the card has no memory left for even one row
 
 The number is the command line's exit code. A message says what, where (file, tensor, byte), got and wanted, and what to
 do next, in one line.
@@ -64,6 +65,12 @@ class ScaleOverflowError(ValueAtError):
 
 class StorageError(SmeltError):
     """The disk or its permissions stand in the way."""
+
+    exit_code = 4
+
+
+class DeviceError(SmeltError):
+    """The card stands in the way."""
 
     exit_code = 4
 

@@ -63,7 +63,12 @@ def carry_out(plans: Sequence[Plan], given: dict[str, Any], context: dict[str, A
             check_free_space(plan.target.parent, plan.nbytes)
     else:
         with progress(voice, "B") as display:
-            results = run_all(plans, RunOptions(given["threads"] or default_threads(), given["force"]), display)
+            threads = given["threads"] or default_threads()
+            results = run_all(
+                plans,
+                RunOptions(threads, given["force"], source_digests=given["source_digests"], device=given["device"]),
+                display,
+            )
     documents = [_outcome(plan, result) for plan, result in zip(plans, results, strict=True)]
     before = dict(context or {})
     content = documents[0] if len(documents) == 1 else {"targets": documents}
@@ -75,7 +80,8 @@ def carry_out(plans: Sequence[Plan], given: dict[str, Any], context: dict[str, A
 
 def _outcome(plan: Plan, result: RunResult | None) -> dict[str, Any]:
     """The document of one plan; without a result it was a dry run."""
-    planned = [str(plan.target / name if plan.folder else plan.target) for name in plan.files]
+    folder = plan.target if plan.folder else plan.target.parent
+    planned = [str(folder / name) for name in [*plan.files, plan.manifest_name]]
     return {
         "target": str(plan.target),
         "files": planned if result is None else [str(path) for path in result.files],
@@ -95,4 +101,23 @@ def _tell(voice: Voice, plan: Plan, document: dict[str, Any]) -> None:
     done = "would write" if document["dry_run"] else f"wrote in {document['seconds']:.1f} s"
     voice.say(f"{printable(str(plan.target))}: {done}: {human(plan.nbytes)}, {len(plan.steps)} tensors ({counts})")
     for note in document["notes"]:
+        voice.say(printable(f"note: {note}"))
+
+
+def tell_result(voice: Voice, result: RunResult) -> None:
+    """A run that had no plan to show."""
+    voice.document(
+        {
+            "target": str(result.target),
+            "files": [str(path) for path in result.files],
+            "bytes": result.nbytes,
+            "tensors": result.tensors,
+            "seconds": result.seconds,
+            "schemes": result.schemes,
+            "notes": list(result.notes),
+            "dry_run": False,
+        }
+    )
+    voice.say(f"{printable(str(result.target))}: wrote in {result.seconds:.1f} s: {human(result.nbytes)}")
+    for note in result.notes:
         voice.say(printable(f"note: {note}"))

@@ -1,8 +1,15 @@
 """A model family as data: one table of names, layouts, roles and configuration keys.
 
-    Row      canonical (Hugging Face) | Meta | GGUF name of one tensor, `{layer}` standing for its number
+    Row      canonical (Hugging Face) | Meta | GGUF name of one tensor, `{layer}` and `{expert}` standing for its numbers
     Fact     one configuration value under its Hugging Face and GGUF keys
+    Keys     configuration that GGUF spells in more than one number
+    Derived  a GGUF tensor that holds no weights: it follows from the configuration
     Family   the rows and facts of one architecture, and how it is recognised
+
+One stored tensor may hold several canonical ones, one after another along the first dimension:
+
+    canonical ...experts.{expert}.w1.weight     GGUF blk.{layer}.ffn_gate_exps.weight     stacked: a new first dimension
+    canonical k_proj, v_proj, q_proj            one and the same name in the dialect      joined, in the table's order
 
 Adding a family is one file in `architectures/` that ends in `FAMILY = Family(...)`.
 """
@@ -11,7 +18,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
@@ -19,19 +26,24 @@ from typing import Any, Literal
 
 from ..dtypes import Shape
 from ..errors import ModelError, quoted
+from ..kernels.scheme import Rows
 from . import architectures
+from .layouts import Layout
 
 Dialect = Literal["canonical", "meta", "gguf"]
+GGUFNumber = Literal["u32", "f32"]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One tensor of every layer, or of the model.
+    """One tensor of every layer (and expert), or of the model.
 
-    role    what recipes speak of, in GGUF's spelling (`attn_v`, `ffn_down`)
-    split   the dimension that Meta's model-parallel shards divide; None where every shard holds a whole copy
-    rotary  the config key that counts its heads, where rows are reordered between canonical and Meta/GGUF; else None
-    shape   names of config values that its dimensions must equal
+    role     what recipes speak of, in GGUF's spelling (`attn_v`, `ffn_down`, `ffn_down_exps`)
+    split    the dimension that Meta's model-parallel shards divide; None where every shard holds a whole copy
+    shape    names of config values that its dimensions must equal (see `Family.sizes`)
+    layouts  dialects that lay it out otherwise than canonical
+    when     the config key that must be true for the tensor to be there (`attention_bias`), or a question to the config;
+             None: always
     """
 
     role: str
@@ -40,45 +52,129 @@ class Row:
     gguf: str | None
     split: int | None
     shape: tuple[str, ...]
-    rotary: str | None = None
+    layouts: Mapping[Dialect, Layout] = field(default_factory=dict)
     required: bool = True
+    when: str | Callable[[Mapping[str, Any]], bool] | None = None
 
     @property
     def is_vector(self) -> bool:
         """True for norms and biases, which GGUF holds as F32 and no recipe quantizes."""
         return len(self.shape) == 1
 
+    def is_stacked(self, dialect: Dialect) -> bool:
+        """True where `dialect` holds all experts' tensors in one."""
+        return "{expert}" in self.canonical and "{expert}" not in str(getattr(self, dialect))
+
 
 @dataclass(frozen=True)
 class Fact:
-    """A configuration value: its Hugging Face key, its GGUF key after the `<architecture>.` prefix, and GGUF's type."""
+    """A configuration value: its Hugging Face key, its GGUF key after the `<architecture>.` prefix, and GGUF's type.
+
+    required  a GGUF file must have the key; optional  a config may leave the value out
+    """
 
     key: str
     gguf: str
-    type: Literal["u32", "f32"]
+    type: GGUFNumber
     required: bool = True
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Configuration that takes more than one GGUF number, such as rotary scaling.
+
+    names     the GGUF keys it speaks of, without the `<architecture>.` prefix
+    to_gguf   config -> {key: value}; a value is int (u32), float (f32), bool or str
+    to_config {key: value} of those that a file has -> config values
+    """
+
+    names: tuple[str, ...]
+    to_gguf: Callable[[Mapping[str, Any]], dict[str, int | float | str]]
+    to_config: Callable[[Mapping[str, Any]], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A GGUF tensor that follows from the config: computed when a file is written, checked and dropped when it is read.
+
+    values     config -> float32 vector, or None where the model has no such tensor
+    to_config  the vector in a file -> config values that only it tells
+    """
+
+    gguf: str
+    values: Callable[[Mapping[str, Any]], Rows | None]
+    to_config: Callable[[Rows], dict[str, Any]]
+
+
+def attention_sizes(config: Mapping[str, Any]) -> dict[str, int]:
+    """Sizes that no config names: rows of the query projection, and of the key and the value projection."""
+    head_dim = int(config["head_dim"])
+    return {
+        "q_rows": int(config["num_attention_heads"]) * head_dim,
+        "kv_rows": int(config["num_key_value_heads"]) * head_dim,
+    }
 
 
 @dataclass(frozen=True)
 class Family:
     """One architecture. `drops` are patterns of tensors that carry no weights, in any dialect.
 
+    gguf         the name under `general.architecture`; None where GGUF has none for it
+    constants    what every config of the family says, unless it says otherwise
+    experts      the config key that counts experts, where rows have `{expert}`
+    prefix       what canonical names begin with, which files of the model without its head leave out (`transformer.`)
+    sizes        config -> sizes by name for `Row.shape`, beside the config's own numbers
+    from_config  Hugging Face's config.json with rotary facts in the old spelling -> canonical config
+    from_gguf    config of a GGUF file -> the same with what its clients know by heart
+    in_gguf      (keys without prefix) -> is a file of that architecture, written by others, this family?
     from_params  Meta's params.json, the joined shapes by Meta name and the stored dtype -> canonical config
     shapes_from_params  params.json and the vocabulary, if known -> those shapes and dtype, before there are weights
-    checks       (config) -> problems that forbid a conversion, as sentences; empty when there are none
+    checks       (config) -> problems that forbid any conversion, as sentences; empty when there are none
+    gguf_note    what is worth a line about every GGUF file of the family
+    gguf_checks  (config) -> what clients of GGUF would compute otherwise than the config says, as sentences
     """
 
     name: str
     model_type: str
     hugging_face_class: str
-    gguf: str
+    gguf: str | None
     rows: tuple[Row, ...]
     facts: tuple[Fact, ...]
     drops: tuple[str, ...]
     constants: Mapping[str, Any]
+    keys: tuple[Keys, ...] = ()
+    derived: tuple[Derived, ...] = ()
+    experts: str | None = None
+    prefix: str = ""
+    gguf_note: str = ""
+    sizes: Callable[[Mapping[str, Any]], dict[str, int]] = attention_sizes
+    from_config: Callable[[dict[str, Any]], dict[str, Any]] = lambda config: config
+    from_gguf: Callable[[dict[str, Any]], dict[str, Any]] = lambda facts: facts
+    in_gguf: Callable[[Mapping[str, Any]], bool] = lambda _keys: True
     from_params: Callable[[Mapping[str, Any], Mapping[str, Shape], str], dict[str, Any]] | None = None
     shapes_from_params: Callable[[Mapping[str, Any], int | None], tuple[dict[str, Shape], str]] | None = None
     checks: Callable[[Mapping[str, Any]], list[str]] = lambda _config: []
+    gguf_checks: Callable[[Mapping[str, Any]], list[str]] = lambda _config: []
+
+    def rows_for(self, config: Mapping[str, Any]) -> tuple[Row, ...]:
+        """The rows of a model with that config."""
+        return tuple(row for row in self.rows if _is_there(row, config))
+
+    @property
+    def embedding(self) -> str:
+        """The canonical name of the token embedding, which a tied head is."""
+        return next(row.canonical for row in self.rows if row.role == "token_embd")
+
+    def says(self, key: str) -> bool:
+        """True where the family's facts speak of the config's `key`."""
+        return any(fact.key == key for fact in self.facts)
+
+
+def _is_there(row: Row, config: Mapping[str, Any]) -> bool:
+    if row.when is None or isinstance(row.when, str):
+        return row.when is None or bool(config.get(row.when))
+    return row.when(config)
 
 
 FLOAT32_MIN, FLOAT32_MAX = 1.1754943508222875e-38, 3.4028234663852886e38  # normal numbers; GGUF holds facts as f32
@@ -109,7 +205,7 @@ def _families() -> tuple[Family, ...]:
     return tuple(import_module(f"{architectures.__name__}.{name}").FAMILY for name in names)
 
 
-def family_by(field: Literal["name", "model_type", "gguf"], value: str, where: str) -> Family:
+def family_by(field: Literal["name", "model_type"], value: str, where: str) -> Family:
     """The family whose `field` is `value`; ModelError lists the known ones."""
     for family in families():
         if getattr(family, field) == value:
@@ -118,30 +214,44 @@ def family_by(field: Literal["name", "model_type", "gguf"], value: str, where: s
     raise ModelError(f"{where}: architecture {value!r} is not known to smelt; known: {known}")
 
 
+def family_in_gguf(architecture: str, keys: Mapping[str, Any], model_type: object, where: str) -> Family:
+    """The family of a GGUF file by `general.architecture`, which several share: `model_type` is what `smelt.config` says,
+
+    if anything; otherwise `keys` (without the prefix) tell. ModelError lists the known ones.
+    """
+    alike = [family for family in families() if family.gguf == architecture]
+    named = [family for family in alike if family.model_type == model_type]
+    for family in named or alike:
+        if named or family.in_gguf(keys):
+            return family
+    known = ", ".join(sorted({family.gguf for family in families() if family.gguf is not None}))
+    raise ModelError(f"{where}: architecture {quoted(architecture)} is not known to smelt; known: {known}")
+
+
 @dataclass(frozen=True)
 class Match:
-    """A stored name, understood: its row and layer."""
+    """A name, understood: its row, layer and expert. A stored tensor of several rows goes by the first of them."""
 
     row: Row
     layer: int | None
+    expert: int | None = None
 
     def name(self, dialect: Dialect) -> str:
         """The tensor's name in `dialect`; ModelError where the dialect has none."""
         template = getattr(self.row, dialect)
         if template is None:
             raise ModelError(f"{self.row.canonical}: has no name in {dialect}")
-        return str(template).replace("{layer}", str(self.layer))
+        return str(template).replace("{layer}", str(self.layer)).replace("{expert}", str(self.expert))
 
 
 def match_names(family: Family, dialect: Dialect, names: Iterable[str], where: str) -> dict[str, Match]:
     """{stored name: Match}; dropped names are absent. ModelError lists every name that no row knows."""
-    templates = [(template, row) for row in family.rows if (template := getattr(row, dialect)) is not None]
-    exact = {template: row for template, row in templates if "{layer}" not in template}
-    layered = [
-        (re.compile(re.escape(template).replace(r"\{layer\}", r"(?P<layer>0|[1-9]\d{0,5})")), row)
-        for template, row in templates
-        if "{layer}" in template
-    ]
+    templates: dict[str, Row] = {}
+    for row in family.rows:
+        if (template := getattr(row, dialect)) is not None:
+            templates.setdefault(template, row)
+    exact = {template: row for template, row in templates.items() if "{" not in template}
+    numbered = [(_pattern(template), row) for template, row in templates.items() if "{" in template]
     drops = [re.compile(pattern) for pattern in family.drops]
     found: dict[str, Match] = {}
     unknown: list[str] = []
@@ -149,9 +259,10 @@ def match_names(family: Family, dialect: Dialect, names: Iterable[str], where: s
         if name in exact:
             found[name] = Match(exact[name], None)
             continue
-        hit = next(((m, row) for pattern, row in layered if (m := pattern.fullmatch(name))), None)
+        hit = next(((m.groupdict(), row) for pattern, row in numbered if (m := pattern.fullmatch(name))), None)
         if hit is not None:
-            found[name] = Match(hit[1], int(hit[0]["layer"]))
+            layer, expert = (None if hit[0].get(n) is None else int(hit[0][n]) for n in ("layer", "expert"))
+            found[name] = Match(hit[1], layer, expert)
         elif not any(pattern.fullmatch(name) for pattern in drops):
             unknown.append(name)
     if unknown:
@@ -162,13 +273,40 @@ def match_names(family: Family, dialect: Dialect, names: Iterable[str], where: s
     return found
 
 
-def missing_names(family: Family, matches: Iterable[Match], n_layers: int, dialect: Dialect) -> list[str]:
-    """Names of required tensors that no match covers, in the spelling of `dialect`."""
-    have = {(match.row.canonical, match.layer) for match in matches}
-    missing = []
-    for row in family.rows:
-        if not row.required or getattr(row, dialect) is None:
-            continue
-        layers: Iterable[int | None] = range(n_layers) if "{layer}" in row.canonical else (None,)
-        missing += [Match(row, layer).name(dialect) for layer in layers if (row.canonical, layer) not in have]
-    return missing
+def _pattern(template: str) -> re.Pattern[str]:
+    """A template's names, its numbers as groups."""
+    return re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>0|[1-9]\\d{0,5})", re.escape(template)))
+
+
+def parts_of(family: Family, dialect: Dialect, match: Match, config: Mapping[str, Any]) -> list[Match]:
+    """The canonical tensors that a stored one holds, in its order: experts one after another, or rows that share its name."""
+    alike = [row for row in family.rows_for(config) if getattr(row, dialect) == getattr(match.row, dialect)]
+    experts: Iterable[int | None] = (match.expert,)
+    if match.row.is_stacked(dialect):
+        experts = range(int(config[str(family.experts)]))
+    return [Match(row, match.layer, expert) for row in alike for expert in experts]
+
+
+def expected(family: Family, config: Mapping[str, Any]) -> list[Match]:
+    """Every canonical tensor of a model with that config, a tied head included."""
+    n_experts = int(config[family.experts]) if family.experts is not None else 0
+    found = []
+    for row in family.rows_for(config):
+        layers: Iterable[int | None] = (
+            range(int(config["num_hidden_layers"])) if "{layer}" in row.canonical else (None,)
+        )
+        for layer in layers:
+            experts: Iterable[int | None] = range(n_experts) if "{expert}" in row.canonical else (None,)
+            found += [Match(row, layer, expert) for expert in experts]
+    return found
+
+
+def missing_names(family: Family, have: Iterable[Match], config: Mapping[str, Any], dialect: Dialect) -> list[str]:
+    """Names of required tensors that `have` lacks, in the spelling of `dialect`."""
+    held = {match.name(dialect) for match in have}
+    wanted = [
+        match.name(dialect)
+        for match in expected(family, config)
+        if match.row.required and getattr(match.row, dialect) is not None
+    ]
+    return [name for name in dict.fromkeys(wanted) if name not in held]

@@ -1,4 +1,4 @@
-"""A Hugging Face folder <-> Model: safetensors (single or with an index), config.json, tokenizer files.
+"""A Hugging Face folder <-> Model: weights (single or with an index), config.json, tokenizer files.
 
     model.safetensors | model-0000N-of-0000K.safetensors + model.safetensors.index.json
     config.json  generation_config.json  tokenizer.json  tokenizer_config.json  special_tokens_map.json  tokenizer.model
@@ -10,61 +10,72 @@ Canonical names and layouts are Hugging Face's, so tensors pass through as they 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..dtypes import DType
-from ..errors import FormatError, InputError, ModelError, quoted
-from ..formats.checkpoint import FileLayout, TensorSpec, literal
+from ..dtypes import F32, DType
+from ..errors import FormatError, InputError, ModelError
+from ..formats.checkpoint import Checkpoint, FileLayout, TensorSpec, literal
 from ..formats.safetensors import index_json, open_safetensors, safetensors_layout, shard_plan
-from .architecture import family_by
-from .assemble import assemble, canonical_config, resolve_head
-from .meta import lazy
+from ..formats.torch_bin import is_torch_bin, open_torch_bin
+from .architecture import Family, family_by
+from .assemble import HEAD, assemble, canonical_config, resolve_head
+from .meta_params import ORIGIN
+from .meta_shards import lazy
 from .model import Config, Model
 from .options import OpenOptions
-from .tokenizer import Tokenizer, open_sentencepiece
+from .rope import flatten_rope
+from .side_files import read_side_files
+from .tokenizer import Tokenizer
+from .tokenizer_files import hugging_face_files
 from .tokenizer_folder import read_hugging_face
-from .tokenizer_json import hugging_face_files
+from .tokenizer_open import is_llama3_1, open_tokenizer
 
-SIDE_FILES = (
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "tokenizer.model",
-    "added_tokens.json",
-    "chat_template.jinja",
-)
 TORCH_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 
 
 def read_hugging_face_model(path: Path, options: OpenOptions) -> Model:
     """Open a folder, or a .safetensors file with its config.json beside it. Reads headers and JSON only."""
     folder = path if path.is_dir() else path.parent
-    checkpoint = open_safetensors(path)
+    checkpoint = _open_weights(path)
     config_path = folder / "config.json"
     raw = read_json(config_path)
     if raw.get("quantization_config") is not None:
         method = raw["quantization_config"].get("quant_method") if isinstance(raw["quantization_config"], dict) else "?"
         raise ModelError(f"{config_path}: the weights are quantized ({method}): smelt does not read this dialect yet")
     family = family_by("model_type", str(raw.get("model_type")), str(config_path))
-    config = canonical_config(family, _portable(raw, options, str(config_path)), str(config_path))
-    stored = {name: lazy(tensor) for name, tensor in checkpoint.tensors.items()}
+    config = canonical_config(family, _portable(family, raw, options, str(config_path)), str(config_path))
+    spelled = _spelled(family, checkpoint.tensors)
+    stored = {name: lazy(checkpoint.tensors[spelled[name]]) for name in spelled}
     tensors, names = assemble(family, "canonical", stored, config, str(path))
-    assumptions = resolve_head(tensors, config, str(config_path), absent_means_tied=False)
+    assumptions = resolve_head(family, tensors, config, str(config_path), absent_means_tied=False)
     return Model(
         family.name,
         config,
         _tokenizer(folder, config, options),
         tensors,
-        source="safetensors",
+        source=checkpoint.format,
         files=checkpoint.files,
-        stored_names=names,
-        norm_dtype=next(tensor.dtype for tensor in tensors.values() if len(tensor.shape) == 1),
+        stored_names={canonical: spelled[name] for canonical, name in names.items()},
+        norm_dtype=next((tensor.dtype for tensor in tensors.values() if len(tensor.shape) == 1), F32),
         side_files=_side_files(folder, options),
+        kept={key: text for key, text in checkpoint.metadata.items() if key == ORIGIN and isinstance(text, str)},
         assumptions=assumptions,
     )
+
+
+def _open_weights(path: Path) -> Checkpoint:
+    """safetensors, else the .bin files that transformers wrote before them."""
+    is_bin = path.suffix == ".bin" or (path.is_dir() and not any(path.glob("*.safetensors")) and is_torch_bin(path))
+    return open_torch_bin(path) if is_bin else open_safetensors(path)
+
+
+def _spelled(family: Family, names: Iterable[str]) -> dict[str, str]:
+    """{full name: name in the files}: those of a model saved without its head lack the family's prefix."""
+    if not family.prefix or any(name.startswith(family.prefix) for name in names):
+        return {name: name for name in names}
+    return {name if name == HEAD else f"{family.prefix}{name}": name for name in names}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -84,35 +95,16 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _portable(raw: Mapping[str, Any], options: OpenOptions, where: str) -> dict[str, Any]:
+def _portable(family: Family, raw: Mapping[str, Any], options: OpenOptions, where: str) -> dict[str, Any]:
     """The config in transformers' older spelling, options applied."""
-    config = dict(raw)
-    rope = config.pop("rope_parameters", None)
-    if rope is not None:
-        if not isinstance(rope, dict) or any(isinstance(value, dict) for value in rope.values()):
-            raise ModelError(f"{where}: rope_parameters is {quoted(rope)}, wanted one set of them for all layers")
-        base = rope.get("rope_theta")
-        if config.get("rope_theta") is None:
-            config["rope_theta"] = base
-        elif base not in (None, config["rope_theta"]):
-            raise ModelError(
-                f"{where}: rope_theta is {quoted(config['rope_theta'])}, in rope_parameters {quoted(base)}"
-            )
-        config.setdefault("partial_rotary_factor", rope.get("partial_rotary_factor"))
-        if rope.get("rope_type", "default") != "default":
-            config.setdefault("rope_scaling", {key: value for key, value in rope.items() if key != "rope_theta"})
-    scaling = config.get("rope_scaling")
-    if isinstance(scaling, dict) and scaling.get("rope_type", scaling.get("type")) == "default":
-        config["rope_scaling"] = None
-    config.pop("dtype", None)
-    config.pop("torch_dtype", None)
-    config.pop("transformers_version", None)
+    config = flatten_rope(dict(raw), family.says("rope_local_base_freq"), where)
+    config = family.from_config(config)
+    for key in ("dtype", "torch_dtype", "transformers_version", "quantization_config"):
+        config.pop(key, None)
     if options.context_length is not None:
         config["max_position_embeddings"] = options.context_length
     if options.rope_theta is not None:
         config["rope_theta"] = options.rope_theta
-    if config.get("rope_theta") is None:
-        config["rope_theta"] = 10000.0  # transformers' LlamaConfig before the key existed: LLaMA-1 conversions of 2023
     return config
 
 
@@ -120,16 +112,14 @@ def _tokenizer(folder: Path, config: Config, options: OpenOptions) -> Tokenizer 
     if options.skip_tokenizer:
         return None
     if options.tokenizer is not None:
-        if not options.tokenizer.is_file():
-            raise InputError(f"{options.tokenizer}: no such file: --tokenizer names the model's tokenizer.model")
-        return open_sentencepiece(options.tokenizer)
+        return open_tokenizer(options.tokenizer, is_llama3_1(config))
     return read_hugging_face(folder, config)
 
 
 def _side_files(folder: Path, options: OpenOptions) -> dict[str, bytes]:
     if options.skip_tokenizer or options.tokenizer is not None:
         return {}
-    return {name: (folder / name).read_bytes() for name in SIDE_FILES if (folder / name).is_file()}
+    return read_side_files(folder)
 
 
 def config_json(model: Model, dtype: DType) -> bytes:
@@ -140,24 +130,24 @@ def config_json(model: Model, dtype: DType) -> bytes:
 
 def hugging_face_layout(
     model: Model, specs: list[TensorSpec], dtype: DType, max_shard_nbytes: int
-) -> tuple[dict[str, FileLayout], dict[str, str]]:
-    """-> ({file name: layout}, {tensor name: file name}) of the folder that holds `specs` and the model's facts."""
+) -> dict[str, FileLayout]:
+    """{file name: layout} of the folder that holds `specs` and the model's facts."""
     if "max_position_embeddings" not in model.config:
         raise ModelError(
             f"{model.files[0].parent}: the context length is in none of its files: say it with --context-length "
             "(LLaMA 1 was trained at 2048, Llama 2 at 4096)"
         )
     shards = shard_plan(specs, max_shard_nbytes)
-    files = {name: safetensors_layout(part, {"format": "pt"}) for name, part in shards}
+    files = {name: safetensors_layout(part, {"format": "pt", **model.kept}) for name, part in shards}
     if len(shards) > 1:
         files["model.safetensors.index.json"] = literal(index_json(shards))
     files["config.json"] = literal(config_json(model, dtype))
     side = dict(model.side_files)
     if not side and model.tokenizer is not None:
         side = hugging_face_files(model.tokenizer, int(model.config["max_position_embeddings"]))
-        side["generation_config.json"] = _generation_config(model)
+        side.setdefault("generation_config.json", _generation_config(model))
     files |= {name: literal(content) for name, content in sorted(side.items())}
-    return files, {spec.name: name for name, part in shards for spec in part}
+    return files
 
 
 def _generation_config(model: Model) -> bytes:

@@ -11,7 +11,9 @@ from ..errors import InputError
 from ..formats.gguf import open_gguf
 from ..formats.pth import open_pth
 from ..formats.safetensors import open_safetensors
-from .meta import shard_files
+from ..formats.torch_bin import open_torch_bin
+from .meta_shards import shard_files
+from .metaseq_parts import POLICY, part_files
 from .model import Config, Model
 from .open import identify, open_model
 from .options import OpenOptions
@@ -104,8 +106,11 @@ def _unmapped(kind: str, where: Path, problem: str) -> Inspection:
     """The bare tensors of sound files; raises what the format's own reader raises."""
     if kind == "meta":
         checkpoints = [open_pth(file) for file in shard_files(where)]
+    elif kind == "metaseq":
+        checkpoints = [open_pth(file, POLICY, "model") for shards in part_files(where) for file in shards]
     else:
-        checkpoints = [open_gguf(where) if kind == "gguf" else open_safetensors(where)]
+        open_kind = {"gguf": open_gguf, "bin": open_torch_bin}.get(kind, open_safetensors)
+        checkpoints = [open_kind(where)]
     listed = tuple(
         Listed(tensor.name, tensor.shape, tensor.dtype.name, tensor.nbytes)
         for checkpoint in checkpoints

@@ -1,95 +1,72 @@
 """Meta's folder -> Model: consolidated.NN.pth shards, params.json, tokenizer.model (here or in the parent folder).
 
-    consolidated.00.pth  | wq rows 0..n/2 | wo columns 0..n/2 | norm (whole) |     column-parallel: joined along rows
-    consolidated.01.pth  | wq rows n/2..n | wo columns n/2..n | norm (whole) |     row-parallel: joined along columns
+    meta_shards   the shards -> whole tensors              meta_fp8      weights with row scales in files beside them
+    meta_heads    key-value heads that shards repeat       meta_params   what smelt put beside params.json
 
-Which way each tensor is joined is the family's table; the embedding is divided along columns by LLaMA 1 and 2.
-Source: meta-llama/llama (model.py, fairscale's parallel layers).
+params.json has the last word on what it says; what it leaves out is told by the shapes, by smelt.config.json where smelt
+wrote the folder, by the family's table of published models, or by the user.
+Source: meta-llama/llama and llama3 (model.py), the published params.json files.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import FormatError, InputError, ModelError
-from ..formats.checkpoint import Checkpoint, StoredTensor
-from ..formats.pth import open_pth
-from .architecture import Family, Match, family_by, match_names
-from .assemble import EMBEDDING, HEAD, assemble, canonical_config, resolve_head
-from .layouts import join_columns, join_rows
-from .model import LazyTensor, Model
+from .architecture import Family, family_by
+from .assemble import HEAD, assemble, canonical_config, resolve_head
+from .meta_heads import kv_heads, without_repeats
+from .meta_params import SAID, MetaOrigin, read_beside
+from .meta_shards import MetaShards, open_shards
+from .model import Config, LazyTensor, Model
 from .options import OpenOptions
-from .tokenizer import Tokenizer, open_sentencepiece
+from .side_files import SIDE_FILES
+from .tokenizer import Tokenizer
+from .tokenizer_folder import read_files
+from .tokenizer_open import is_llama3_1, open_tokenizer
 
-SHARD = re.compile(r"consolidated(?:\.(\d{2,3}))?\.pth")
-
-
-def is_meta(folder: Path) -> bool:
-    """True for a folder that holds a shard by Meta's name."""
-    return any(SHARD.fullmatch(path.name) for path in folder.iterdir())
-
-
-def shard_files(folder: Path) -> list[Path]:
-    """consolidated.00.pth .. consolidated.NN.pth without a gap, or the single consolidated.pth."""
-    numbered = {int(m[1]): path for path in folder.iterdir() if (m := SHARD.fullmatch(path.name)) and m[1]}
-    single = folder / "consolidated.pth"
-    if single.exists():
-        if numbered:
-            raise InputError(f"{folder}: holds both consolidated.pth and numbered shards: keep one of the two models")
-        return [single]
-    missing = sorted(set(range(max(numbered, default=-1) + 1)) - set(numbered))
-    if missing or not numbered:
-        names = ", ".join(f"consolidated.{number:02d}.pth" for number in missing) or "consolidated.00.pth"
-        raise InputError(f"{folder}: {names} is missing: the download is incomplete")
-    return [numbered[number] for number in sorted(numbered)]
+PARAMS = "params.json"
 
 
 def read_meta(folder: Path, options: OpenOptions) -> Model:
     """Open a Meta folder. Reads headers and params.json only. InputError and its kin say what is wrong."""
-    files = shard_files(folder)
-    params = read_params(folder / "params.json")
+    where = str(folder / PARAMS)
+    params, text = read_params(folder / PARAMS)
+    own_tokenizer = options.skip_tokenizer or options.tokenizer is not None
+    beside = read_beside(folder, () if own_tokenizer else SIDE_FILES)
     family = family_by("name", "llama", str(folder))
-    checkpoints = [open_pth(path) for path in files]
-    matches = match_names(family, "meta", checkpoints[0].tensors, str(files[0]))
-    for path, checkpoint in zip(files[1:], checkpoints[1:], strict=True):
-        other = match_names(family, "meta", checkpoint.tensors, str(path))
-        if different := sorted(set(other) ^ set(matches)):
-            raise ModelError(f"{path}: does not hold the same tensors as {files[0].name}: {', '.join(different)}")
-    stored = {name: _joined(name, match, checkpoints) for name, match in matches.items()}
-    facts = meta_facts(family, params, stored, options)
-    config = canonical_config(family, facts, str(folder / "params.json"))
+    shards = open_shards(folder, family, params)
+    n_stored, n_kv_heads = kv_heads(params, _said_kv_heads(options, beside.config), where)
+    stored, repeats = without_repeats(shards.tensors, shards.matches, n_stored, n_kv_heads, str(folder))
+    said = params if n_kv_heads == n_stored else {**params, "n_kv_heads": n_kv_heads}
+    config = canonical_config(family, meta_facts(family, said, stored, options, beside.config), where)
     tensors, names = assemble(family, "meta", stored, config, str(folder))
-    if _is_alias(names.get(HEAD), names[EMBEDDING], checkpoints):
+    if shards.head_is_alias:
         config["tie_word_embeddings"] = True
-    assumptions = resolve_head(tensors, config, str(folder), absent_means_tied=False)
-    tokenizer = None if options.skip_tokenizer else find_tokenizer(folder, options)
-    if tokenizer is not None:
-        config |= {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
-        if len(tokenizer.pieces) > config["vocab_size"]:
-            raise ModelError(
-                f"{folder}: tokenizer.model has {len(tokenizer.pieces)} pieces, the embedding only {config['vocab_size']} "
-                "rows: it belongs to another model; name the right one with --tokenizer"
-            )
+    notes = _notes(params, shards, options, tied=HEAD not in tensors)
+    assumptions = resolve_head(family, tensors, config, str(folder), absent_means_tied=True)
+    tokenizer = _tokenizer(folder, config, beside.side_files, options)
     return Model(
         family.name,
         config,
         tokenizer,
         tensors,
         source="meta",
-        files=tuple(files),
+        files=shards.files,
         stored_names=names,
         norm_dtype=next(tensor.dtype for tensor in stored.values() if len(tensor.shape) == 1),
-        assumptions=assumptions,
-        notes=_notes(params, options),
+        side_files=beside.side_files,
+        kept=MetaOrigin(text, len(shards.files), shards.embedding_split).kept() if beside.kept is None else beside.kept,
+        assumptions=(*repeats, *assumptions),
+        notes=notes,
     )
 
 
-def read_params(path: Path) -> dict[str, Any]:
-    """params.json as it is. InputError where it is missing, FormatError where it is no object."""
+def read_params(path: Path) -> tuple[dict[str, Any], str]:
+    """params.json as it is, and its text. InputError where it is missing, FormatError where it is no object."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -99,25 +76,31 @@ def read_params(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     try:
-        params = json.loads(content)
+        text = content.decode()
+        params = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{path}: is not JSON: {error}") from None
     if isinstance(params, dict) and isinstance(params.get("model"), dict):
         params = params["model"]  # some wrappers nest the facts
     if not isinstance(params, dict):
         raise FormatError(f"{path}: holds {type(params).__name__}, wanted an object such as {{'dim': 4096, ...}}")
-    return params
+    return params, text
 
 
 def meta_facts(
-    family: Family, params: Mapping[str, Any], stored: Mapping[str, LazyTensor], options: OpenOptions
+    family: Family,
+    params: Mapping[str, Any],
+    stored: Mapping[str, LazyTensor],
+    options: OpenOptions,
+    beside: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Canonical config values out of params.json, the joined shapes and what the user says."""
+    """Canonical config values out of params.json, the joined shapes, the config beside them and what the user says."""
     if family.from_params is None:
         raise ModelError(f"{family.name}: has no Meta dialect")
     shapes = {name: tensor.shape for name, tensor in stored.items()}
     dtype = stored["tok_embeddings.weight"].dtype.name if "tok_embeddings.weight" in stored else ""
     facts = family.from_params(params, shapes, dtype)
+    facts |= {key: value for key, value in beside.items() if key not in SAID}
     if options.context_length is not None:
         facts["max_position_embeddings"] = options.context_length
     if options.rope_theta is not None:
@@ -125,39 +108,52 @@ def meta_facts(
     return facts
 
 
-def _notes(params: Mapping[str, Any], options: OpenOptions) -> tuple[str, ...]:
-    if options.rope_theta is not None or params.get("rope_theta") is not None:
-        return ()
-    return ("params.json names no rope_theta: 10000, as Meta's own code fixes it for such files",)
+def _said_kv_heads(options: OpenOptions, beside: Mapping[str, Any]) -> object:
+    return beside.get("num_key_value_heads") if options.kv_heads is None else options.kv_heads
 
 
-def _joined(name: str, match: Match, checkpoints: Sequence[Checkpoint]) -> LazyTensor:
-    parts = [lazy(checkpoint.tensors[name]) for checkpoint in checkpoints]
-    if match.row.split is None:
-        return parts[0]
-    return join_rows(name, parts) if match.row.split == 0 else join_columns(name, parts)
+def _notes(params: Mapping[str, Any], shards: MetaShards, options: OpenOptions, *, tied: bool) -> tuple[str, ...]:
+    """What was taken for granted."""
+    notes = []
+    if options.rope_theta is None and params.get("rope_theta") is None:
+        notes.append("params.json names no rope_theta: 10000, as Meta's own code fixes it for such files")
+    if tied:
+        notes.append("the shards hold no output.weight: the head is the embedding")
+    if shards.fp8:
+        notes.append("FP8 weights were multiplied by their row scales and rounded to BF16")
+    return tuple(notes)
 
 
-def lazy(tensor: StoredTensor) -> LazyTensor:
-    """A stored tensor as the model sees it, under its own name and layout."""
-    return LazyTensor(tensor.name, tensor.shape, tensor.dtype, tensor.read)
+def _tokenizer(folder: Path, config: Config, side_files: Mapping[str, bytes], options: OpenOptions) -> Tokenizer | None:
+    """The tokenizer, its special ids in `config`; ModelError where it has more pieces than the embedding has rows."""
+    if options.skip_tokenizer:
+        return None
+    found = read_files(side_files, config, folder)
+    if found is None:
+        found = find_tokenizer(folder, options, is_llama3_1(config))
+    if found is None:
+        return None
+    for key, value in (("bos_token_id", found.bos_id), ("eos_token_id", found.eos_id)):
+        config.setdefault(key, value)
+    if len(found.pieces) > config["vocab_size"]:
+        raise ModelError(
+            f"{folder}: tokenizer.model has {len(found.pieces)} pieces, the embedding only {config['vocab_size']} "
+            "rows: it belongs to another model; name the right one with --tokenizer"
+        )
+    return found
 
 
-def _is_alias(head: str | None, embedding: str, checkpoints: Sequence[Checkpoint]) -> bool:
-    if head is None:
-        return False
-    pairs = [(checkpoint.tensors[head], checkpoint.tensors[embedding]) for checkpoint in checkpoints]
-    return all((a.offset, a.shape, a.strides) == (b.offset, b.shape, b.strides) for a, b in pairs)
+def find_tokenizer(folder: Path, options: OpenOptions, llama3_1: bool) -> Tokenizer | None:
+    """The tokenizer that the user names, or the tokenizer.model in the folder or its parent; None where there is none.
 
-
-def find_tokenizer(folder: Path, options: OpenOptions) -> Tokenizer | None:
-    """The tokenizer that the user names, or the tokenizer.model in the folder or its parent; None where there is none."""
+    `llama3_1`: the model is Llama 3.1 or later, whose special tokens have names of their own.
+    """
     candidates = (
         [options.tokenizer] if options.tokenizer else [folder / "tokenizer.model", folder.parent / "tokenizer.model"]
     )
     for path in candidates:
         if path.is_file():
-            return open_sentencepiece(path)
+            return open_tokenizer(path, llama3_1)
     if options.tokenizer:
         raise InputError(f"{options.tokenizer}: no such file: --tokenizer names the model's tokenizer.model")
     return None

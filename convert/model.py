@@ -72,9 +72,10 @@ class Model:
 
     `config` speaks Hugging Face's config.json (portable spelling: `rope_theta`, `torch_dtype`).
     A tied head has no `lm_head.weight` and `config["tie_word_embeddings"]` is True.
-    `source` is the format it came from: "meta", "safetensors" or "gguf"; `stored_names` are its names there, by canonical
-    name; `norm_dtype` is what norms and biases had before a format forced them to F32; `side_files` are the files beside the
-    weights that a Hugging Face folder carries, byte for byte.
+    `source` is the format it came from: "meta", "metaseq", "safetensors", "bin" or "gguf"; `stored_names` are its names there,
+    by canonical name; `norm_dtype` is what norms and biases had before a format forced them to F32; `side_files` are the files
+    beside the weights that a Hugging Face folder carries, byte for byte; `kept` is what only the format it came from has a
+    place for, as text under `smelt.*` keys: every other format carries it for the way back.
     """
 
     architecture: str
@@ -86,6 +87,7 @@ class Model:
     stored_names: Mapping[str, str] = field(default_factory=dict)
     norm_dtype: DType = F32
     side_files: Mapping[str, bytes] = field(default_factory=dict)
+    kept: Mapping[str, str] = field(default_factory=dict)
     assumptions: tuple[Assumption, ...] = ()
     notes: tuple[str, ...] = ()
 

@@ -8,6 +8,7 @@ The vocabulary, if params.json does not say it (`vocab_size: -1`), is the tokeni
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from ..dtypes import DTYPES
@@ -15,12 +16,11 @@ from ..errors import InputError, ModelError, UsageError
 from ..formats.checkpoint import Bytes
 from .architecture import family_by
 from .assemble import assemble, canonical_config
-from .meta import find_tokenizer, meta_facts, read_params
+from .meta import PARAMS, find_tokenizer, meta_facts, read_params
+from .meta_params import MetaOrigin, published_shards, read_beside
 from .model import LazyTensor, Model
 from .open import open_model
 from .options import OpenOptions
-
-PARAMS = "params.json"
 
 
 def open_outline(path: Path, options: OpenOptions, vocab_size: int | None = None) -> Model:
@@ -32,11 +32,11 @@ def open_outline(path: Path, options: OpenOptions, vocab_size: int | None = None
         if vocab_size is not None:
             raise UsageError(f"--vocab-size is for a Meta folder, {path} says its own: leave it out")
         return open_model(path, options)
-    params = read_params(path / PARAMS)
+    params, text = read_params(path / PARAMS)
     family = family_by("name", "llama", str(path))
     if family.shapes_from_params is None:
         raise ModelError(f"{family.name}: its shapes cannot be told without the weights")
-    tokenizer = None if options.skip_tokenizer else find_tokenizer(path, options)
+    tokenizer = None if options.skip_tokenizer else find_tokenizer(path, options, params.get("use_scaled_rope") is True)
     said = params.get("vocab_size")
     if vocab_size is None and said not in (None, -1):
         vocab_size = said
@@ -44,12 +44,13 @@ def open_outline(path: Path, options: OpenOptions, vocab_size: int | None = None
         vocab_size = len(tokenizer.pieces)
     shapes, dtype = family.shapes_from_params(params, vocab_size)
     stored = {name: LazyTensor(name, shape, DTYPES[dtype], _unreadable(path, name)) for name, shape in shapes.items()}
-    config = canonical_config(family, meta_facts(family, params, stored, options), str(path / PARAMS))
+    facts = meta_facts(family, params, stored, options, read_beside(path, ()).config)
+    config = canonical_config(family, facts, str(path / PARAMS))
     tensors, names = assemble(family, "meta", stored, config, str(path))
     config["tie_word_embeddings"] = False
     if tokenizer is not None:
         config |= {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
-    return Model(
+    outline = Model(
         family.name,
         config,
         tokenizer,
@@ -60,6 +61,8 @@ def open_outline(path: Path, options: OpenOptions, vocab_size: int | None = None
         norm_dtype=DTYPES[dtype],
         notes=("from params.json alone: the weights were not looked at",),
     )
+    # what the weights' own model carries for the way back takes room in a file, too
+    return replace(outline, kept=MetaOrigin(text, published_shards(outline), 1).kept())
 
 
 def _unreadable(path: Path, name: str) -> Callable[[int, int], Bytes]:

@@ -9,44 +9,49 @@ disjoint, so steps (and row ranges of one step) may run in any order and at once
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from ..dtypes import DTYPES, F16, F32, DType
+import numpy as np
+
+from ..dtypes import DTYPES, F16, F32, DType, Shape, matrix_shape
 from ..errors import ModelError, UsageError
 from ..formats.checkpoint import FileLayout, TensorSpec
+from ..formats.gguf import GGUFValue, gguf_layout, gguf_shards
 from ..kernels.scheme import Rows, Scheme, cast_scheme
-from .architecture import family_by
-from .gguf import FILE_TYPES, PLAIN, gguf_file, to_gguf_tensor, tokenizer_of
+from .architecture import Family, family_by
+from .assemble import Laid, lay_out
+from .digests import Origin, numbered
+from .gguf import FILE_TYPES, PLAIN, gguf_metadata, tokenizer_of
 from .hugging_face import TORCH_NAMES, hugging_face_layout
+from .meta_params import published_shards
+from .meta_write import meta_layout, meta_tensors
 from .model import Assumption, LazyTensor, Model
+from .places import Place
+from .tokenizer_gguf import vocabulary_notes
 
-Target = Literal["safetensors", "gguf"]
+Target = Literal["meta", "safetensors", "gguf"]
 Schemes = Mapping[str, Scheme]
+Places = Mapping[str, tuple[Place, ...]]
 
 MAX_SHARD = 5_000_000_000
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where one stored tensor goes: a file of the plan, the byte its first row starts at, and the bytes of a row."""
-
-    file: str
-    offset: int
-    row_nbytes: int
-
-
-@dataclass(frozen=True)
 class Step:
-    """One logical weight. `copies` is True where the stored bytes pass through unchanged."""
+    """One logical weight; `places` by the suffix of its stored tensors. `copies`: the stored bytes pass through unchanged.
+
+    `origin` is None for what the format computes for itself, and for a weight that is written a second time.
+    """
 
     name: str
     tensor: LazyTensor
     scheme: Scheme
-    places: Mapping[str, Place]
+    places: Places
     copies: bool
     importance: Rows | None = None
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ class Plan:
     """All there is to do. `folder` is False for a single file, whose only entry in `files` bears the target's name.
 
     `sources` hold the weights; `inputs` are all files that must not be overwritten; `provenance` is what the output says of its
-    making, by GGUF key.
+    making, by GGUF key; `pth` names the .pth files with their tensors, whose checksums the run fills in.
     """
 
     target: Path
@@ -69,6 +74,12 @@ class Plan:
     recipe: str
     notes: tuple[str, ...] = ()
     provenance: Mapping[str, str | int] = field(default_factory=dict)
+    pth: Mapping[str, tuple[TensorSpec, ...]] = field(default_factory=dict)
+
+    @property
+    def manifest_name(self) -> str:
+        """The file beside or among the others that says how they were made."""
+        return "smelt.json" if self.folder else f"{self.target.name}.smelt.json"
 
     @property
     def nbytes(self) -> int:
@@ -88,13 +99,11 @@ def target_format(target: Path, to: str | None) -> Target:
     """The format by `--to`, else by the target's suffix (a folder is safetensors); UsageError for another."""
     if to is None:
         to = "gguf" if target.suffix.lower() == ".gguf" else "safetensors"
-    if to not in ("gguf", "safetensors"):
-        raise UsageError(f"--to {to}: smelt writes safetensors or gguf")
-    if to == "safetensors" and target.suffix.lower() in (".gguf", ".safetensors", ".pth", ".bin"):
-        raise UsageError(
-            f"{target}: a safetensors target is a folder (weights, config, tokenizer): name one without a suffix"
-        )
-    return "gguf" if to == "gguf" else "safetensors"
+    if to not in ("meta", "gguf", "safetensors"):
+        raise UsageError(f"--to {to}: smelt writes meta, safetensors or gguf")
+    if to != "gguf" and target.suffix.lower() in (".gguf", ".safetensors", ".pth", ".bin"):
+        raise UsageError(f"{target}: a {to} target is a folder (weights, facts, tokenizer): name one without a suffix")
+    return "gguf" if to == "gguf" else "meta" if to == "meta" else "safetensors"
 
 
 def dtype_schemes(model: Model, to: Target, dtype: str) -> dict[str, Scheme]:
@@ -108,13 +117,9 @@ def dtype_schemes(model: Model, to: Target, dtype: str) -> dict[str, Scheme]:
         wanted = tensor.dtype if dtype == "source" else DTYPES[dtype.upper()]
         if is_vector and to == "gguf":
             wanted = F32
-        elif is_vector and dtype == "source" and to == "safetensors" and model.source == "gguf":
+        elif is_vector and dtype == "source" and model.source == "gguf":
             wanted = model.norm_dtype
-        allowed = (
-            wanted in PLAIN
-            or (to == "gguf" and wanted.is_block)
-            or (to == "safetensors" and wanted.name in TORCH_NAMES)
-        )
+        allowed = wanted in PLAIN or (to == "gguf" and wanted.is_block) or (to != "gguf" and wanted.name in TORCH_NAMES)
         if not allowed:
             refused.append(f"{name} ({wanted})")
         chosen[name] = cast_scheme(wanted)
@@ -133,53 +138,143 @@ def make_plan(
     *,
     recipe: str,
     file_type: int | None = None,
-    max_shard_nbytes: int = MAX_SHARD,
+    max_shard_nbytes: int | None = None,
+    n_shards: int | None = None,
     without_tokenizer: bool = False,
     importance: Mapping[str, Rows] | None = None,
     provenance: Mapping[str, str | int] | None = None,
 ) -> Plan:
-    """Place every tensor of `model` in `target`. No data is read. ModelError where a row does not divide into blocks."""
+    """Place every tensor of `model` in `target`. No data is read. ModelError where a row does not divide into blocks.
+
+    max_shard_nbytes  bytes of tensors in one file: MAX_SHARD for safetensors; a GGUF is one file unless it is given
+    n_shards          of a Meta folder: those the model was published in unless given
+    """
+    if n_shards is not None and to != "meta":
+        raise UsageError(f"--shards divides Meta's folders, the target is {to}: say --to meta, or --max-shard-size")
     family = family_by("name", model.architecture, str(target))
-    named: list[tuple[str, LazyTensor, Scheme, str]] = []
-    for canonical, tensor in model.tensors.items():
-        name, laid_out = canonical, tensor
-        if to == "gguf":
-            name, laid_out, _ = to_gguf_tensor(family, tensor, model.config)
-        named.append((name, laid_out, schemes[canonical], canonical))
-    specs = _specs(named)
-    if to == "gguf":
+    laid = _laid_out(family, model, to)
+    specs = _specs(laid, schemes)
+    origins = _origins(family, model, to)
+    pth: Mapping[str, tuple[TensorSpec, ...]] = {}
+    if to == "meta":
+        folder = meta_layout(model, family, specs, published_shards(model) if n_shards is None else n_shards)
+        files, pth = folder.files, folder.pth
+        places: Places = folder.places
+    elif to == "gguf":
         if not without_tokenizer:
             tokenizer_of(model)
         code = FILE_TYPES.get(_common_dtype(specs).name, 1) if file_type is None else file_type
         n_vocab = int(model.config["vocab_size"])
-        files = {target.name: gguf_file(model, family, [spec for _, spec in specs], code, n_vocab, provenance or {})}
-        where = {spec.name: target.name for _, spec in specs}
+        metadata = gguf_metadata(model, family, specs, code, n_vocab, provenance or {})
+        files = _gguf_files(target, specs, metadata, max_shard_nbytes)
+        places = _whole(specs, files)
     else:
-        files, where = hugging_face_layout(model, [spec for _, spec in specs], _common_dtype(specs), max_shard_nbytes)
-    steps = []
-    for name, tensor, scheme, canonical in named:
-        stored = scheme.stored(tensor.shape)
-        places = {}
-        for suffix, (shape, dtype) in stored.items():
-            file = where[name + suffix]
-            places[suffix] = Place(file, files[file].slots[name + suffix], dtype.row_nbytes(shape[-1] if shape else 1))
-        copies = list(stored) == [""] and stored[""][1] == tensor.dtype
-        column_importance = None if importance is None else importance.get(canonical)
-        steps.append(Step(name, tensor, scheme, places, copies, column_importance))
+        files = hugging_face_layout(model, specs, _common_dtype(specs), max_shard_nbytes or MAX_SHARD)
+        places = _whole(specs, files)
     return Plan(
         target,
         to,
-        to == "safetensors",
+        to != "gguf" or max_shard_nbytes is not None,
         files,
-        tuple(steps),
+        tuple(step for stored in laid for step in _steps(stored, schemes, places, importance or {}, origins)),
         model.assumptions,
         model.files,
         (*model.files, *_beside(model)),
         model.architecture,
         recipe,
-        model.notes + _identity_notes(model),
+        model.notes + _identity_notes(model) + _gguf_notes(family, to),
         provenance or {},
+        pth,
     )
+
+
+def _laid_out(family: Family, model: Model, to: Target) -> list[Laid]:
+    """Every tensor that is stored, under its name and in its layout there."""
+    if to == "meta":
+        return meta_tensors(family, model)
+    if to == "gguf":
+        return [*_derived(family, model), *lay_out(family, "gguf", model.tensors, model.config)]
+    return lay_out(family, "canonical", model.tensors, model.config)
+
+
+def _derived(family: Family, model: Model) -> list[Laid]:
+    """What GGUF holds as a tensor though it follows from the config."""
+    found = []
+    for derived in family.derived:
+        values = derived.values(model.config)
+        if values is not None:
+            found.append(Laid(derived.gguf, values.shape, (_held(derived.gguf, values),)))
+    return found
+
+
+def _held(name: str, values: Rows) -> LazyTensor:
+    """A vector that is in memory, as a tensor."""
+    raw = np.ascontiguousarray(values, "<f4").view(np.uint8)[None]
+    return LazyTensor(name, values.shape, F32, lambda start, stop: raw[start:stop])
+
+
+def _gguf_files(
+    target: Path, specs: list[TensorSpec], metadata: Mapping[str, GGUFValue], max_shard_nbytes: int | None
+) -> dict[str, FileLayout]:
+    """One file by the target's name, or the parts of a folder; UsageError for a folder that is named like a file."""
+    if max_shard_nbytes is None:
+        return {target.name: gguf_layout(specs, metadata)}
+    if target.suffix.lower() == ".gguf":
+        raise UsageError(
+            f"{target}: --max-shard-size makes a folder of GGUF parts: name one without a suffix and say --to gguf"
+        )
+    return dict(gguf_shards(specs, metadata, max_shard_nbytes, target.name))
+
+
+def _whole(specs: list[TensorSpec], files: Mapping[str, FileLayout]) -> Places:
+    """Each stored tensor whole in the file that has a slot for it."""
+    where = {name: (file, slot) for file, layout in files.items() for name, slot in layout.slots.items()}
+    places = {}
+    for spec in specs:
+        rows, columns = matrix_shape(spec.shape)
+        places[spec.name] = (Place(*where[spec.name], spec.dtype.row_nbytes(columns), 0, rows),)
+    return places
+
+
+def _origins(family: Family, model: Model, to: Target) -> dict[str, Origin]:
+    """{canonical name: its origin}; whoever takes one takes it out, so that a weight written twice is counted once."""
+    tensors = {name: numbered(tensor) for name, tensor in model.tensors.items()}
+    laid = _laid_out(family, replace(model, tensors=tensors), to)
+    numbers = {part.name: part for stored in laid for part in stored.parts}
+    return {
+        name: Origin(tensor, numbers[name] if len(tensor.shape) == 2 else None)
+        for name, tensor in model.tensors.items()
+    }
+
+
+def _steps(
+    laid: Laid, schemes: Schemes, places: Places, importance: Mapping[str, Rows], origins: dict[str, Origin]
+) -> list[Step]:
+    """A step for each part of a stored tensor; parts lie one after another."""
+    steps, before = [], 0
+    for part in laid.parts:
+        scheme = _scheme(part, schemes)
+        stored = scheme.stored(part.shape)
+        copies = list(stored) == [""] and stored[""][1] == part.dtype
+        inside = {suffix: places[laid.name + suffix] for suffix in stored}
+        if len(laid.parts) > 1:
+            ((shape, dtype),) = stored.values()
+            inside = {"": tuple(_part_place(place, before, shape, dtype) for place in inside[""])}
+            before += dtype.tensor_nbytes(shape)
+        origin = origins.pop(part.name, None)
+        steps.append(Step(laid.name, part, scheme, inside, copies, importance.get(part.name), origin))
+    return steps
+
+
+def _part_place(whole: Place, before: int, shape: Shape, dtype: DType) -> Place:
+    """Where a part goes that begins `before` bytes into a stored tensor."""
+    rows, columns = matrix_shape(shape)
+    return Place(whole.file, whole.offset + before, dtype.row_nbytes(columns), 0, rows)
+
+
+def _scheme(part: LazyTensor, schemes: Schemes) -> Scheme:
+    """A tensor's scheme; one that a format computes for itself (GGUF's rope_freqs) is stored as it is."""
+    return schemes[part.name] if part.name in schemes else cast_scheme(part.dtype)
 
 
 def _beside(model: Model) -> tuple[Path, ...]:
@@ -190,14 +285,17 @@ def _beside(model: Model) -> tuple[Path, ...]:
     return tuple(path for path in sorted(folder.iterdir()) if path.is_file() and ".gguf" not in path.suffixes)
 
 
-def _specs(named: list[tuple[str, LazyTensor, Scheme, str]]) -> list[tuple[str, TensorSpec]]:
-    """(canonical name, spec) of every stored tensor; ModelError lists every row that does not divide into blocks."""
+def _specs(laid: list[Laid], schemes: Schemes) -> list[TensorSpec]:
+    """Every stored tensor; ModelError lists every row that does not divide into blocks."""
     specs, bad = [], []
-    for name, tensor, scheme, canonical in named:
-        for suffix, (shape, dtype) in scheme.stored(tensor.shape).items():
+    for stored in laid:
+        chosen = {_scheme(part, schemes).name for part in stored.parts}
+        if len(chosen) > 1:
+            raise ModelError(f"{stored.name}: its parts are to be {' and '.join(sorted(chosen))}: choose one for all")
+        for suffix, (shape, dtype) in _scheme(stored.parts[0], schemes).stored(stored.shape).items():
             if shape and shape[-1] % dtype.block:
-                bad.append(f"{name} ({shape[-1]} columns, {dtype} takes {dtype.block} at a time)")
-            specs.append((canonical, TensorSpec(name + suffix, shape, dtype)))
+                bad.append(f"{stored.name} ({shape[-1]} columns, {dtype} takes {dtype.block} at a time)")
+            specs.append(TensorSpec(stored.name + suffix, shape, dtype))
     if bad:
         raise ModelError(
             f"{len(bad)} tensors do not divide into blocks: {', '.join(bad)}: choose another scheme for them"
@@ -205,13 +303,17 @@ def _specs(named: list[tuple[str, LazyTensor, Scheme, str]]) -> list[tuple[str, 
     return specs
 
 
-def _common_dtype(specs: list[tuple[str, TensorSpec]]) -> DType:
+def _common_dtype(specs: list[TensorSpec]) -> DType:
     """The dtype of most bytes among matrices: what a config calls the model's dtype."""
     sizes: dict[DType, int] = {}
-    for _, spec in specs:
+    for spec in specs:
         if len(spec.shape) > 1:
             sizes[spec.dtype] = sizes.get(spec.dtype, 0) + spec.nbytes
     return max(sizes, key=lambda dtype: (sizes[dtype], dtype.name)) if sizes else F16
+
+
+def _gguf_notes(family: Family, to: Target) -> tuple[str, ...]:
+    return (family.gguf_note,) if to == "gguf" and family.gguf_note else ()
 
 
 def _identity_notes(model: Model) -> tuple[str, ...]:
@@ -222,6 +324,8 @@ def _identity_notes(model: Model) -> tuple[str, ...]:
         notes.append(
             f"the embedding has {rows} rows, the tokenizer {len(model.tokenizer.pieces)} pieces: padded in GGUF"
         )
+    if model.tokenizer is not None:
+        notes += vocabulary_notes(model.tokenizer)
     dtypes = {str(tensor.dtype) for tensor in model.tensors.values() if len(tensor.shape) > 1}
     if len(dtypes) > 1:
         notes.append(f"the source's matrices are {', '.join(sorted(dtypes))}")

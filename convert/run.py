@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +26,12 @@ from ..dtypes import BF16, DTYPES, F16
 from ..errors import InputError, NonFiniteError, ScaleOverflowError, UsageError
 from ..formats.transaction import Transaction
 from ..kernels.finite import count_nonfinite
-from ..kernels.scheme import Packed, Rows, decode
-from .manifest import manifest
+from ..kernels.scheme import Packed, decode
+from .checksums import SlotChecksums, seal
+from .device import Device, StoredRows, open_device
+from .digests import DigestSums
+from .headers import outside_sha256
+from .manifest import Record, manifest
 from .model import Assumption
 from .plan import Plan, Step
 from .progress import Progress, silent
@@ -37,11 +42,13 @@ SLAB = 1 << 20
 
 @dataclass(frozen=True)
 class RunOptions:
-    """threads: how many encode at once; force: replace an existing target; slab: elements of one slab."""
+    """threads: how many encode at once; force: replace an existing target; slab: elements of one slab; device: device.py."""
 
     threads: int
     force: bool = False
     slab: int = SLAB
+    source_digests: bool = False
+    device: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -74,8 +81,10 @@ class Slab:
 
 @dataclass
 class _Tally:
-    """What the data showed, by tensor; one thread at a time adds to it."""
+    """What the data showed, by tensor; one thread at a time adds to it. `checksums`: of a plan with .pth files only."""
 
+    checksums: SlotChecksums | None = None
+    digests: DigestSums = field(default_factory=DigestSums)
     lock: threading.Lock = field(default_factory=threading.Lock)
     nonfinite: dict[str, int] = field(default_factory=dict)
     rounded: dict[str, int] = field(default_factory=dict)
@@ -111,7 +120,8 @@ def run_all(plans: Sequence[Plan], options: RunOptions, progress: Progress | Non
         raise UsageError(f"--threads {options.threads}: wanted 1 or more")
     started = time.monotonic()
     together = _together(plans)
-    tallies = [_Tally() for _ in plans]
+    device = open_device(options.device, (step for steps in together for step in steps))
+    tallies = [_Tally(SlotChecksums() if plan.pth else None) for plan in plans]
     with ExitStack() as stack:
         transactions = []
         for plan in plans:
@@ -122,13 +132,17 @@ def run_all(plans: Sequence[Plan], options: RunOptions, progress: Progress | Non
             transactions.append(transaction.__enter__())
         for assumption in plans[0].assumptions:
             check_assumption(assumption)
-        _write_all(together, list(zip(transactions, tallies, strict=True)), options, progress or silent)
-        for plan, transaction in zip(plans, transactions, strict=True):
-            transaction.add(_manifest_name(plan), manifest(plan))
+        _write_all(together, list(zip(transactions, tallies, strict=True)), options, device, progress or silent)
+        for plan, transaction, tally in zip(plans, transactions, tallies, strict=True):
+            if tally.checksums is not None:
+                seal(transaction, plan.files, plan.pth, tally.checksums, options.threads, progress or silent)
+            record = Record(_digests(plan, tally), _headers(plan, transaction), options.source_digests)
+            transaction.add(plan.manifest_name, manifest(plan, record))
         for transaction in transactions:
             transaction.commit()
     seconds = round(time.monotonic() - started, 3)
-    return tuple(_result(plan, tally, seconds) for plan, tally in zip(plans, tallies, strict=True))
+    notes = [(*plan.notes, *tally.notes(), *device.notes()) for plan, tally in zip(plans, tallies, strict=True)]
+    return tuple(_result(plan, said, seconds) for plan, said in zip(plans, notes, strict=True))
 
 
 def _together(plans: Sequence[Plan]) -> list[tuple[Step, ...]]:
@@ -139,21 +153,36 @@ def _together(plans: Sequence[Plan]) -> list[tuple[Step, ...]]:
     return list(zip(*(plan.steps for plan in plans), strict=True))
 
 
-def _manifest_name(plan: Plan) -> str:
-    return "smelt.json" if plan.folder else f"{plan.target.name}.smelt.json"
-
-
-def _result(plan: Plan, tally: _Tally, seconds: float) -> RunResult:
+def _result(plan: Plan, notes: tuple[str, ...], seconds: float) -> RunResult:
     base = plan.target if plan.folder else plan.target.parent
     return RunResult(
         plan.target,
-        tuple(base / file for file in [*plan.files, _manifest_name(plan)]),
+        tuple(base / file for file in [*plan.files, plan.manifest_name]),
         plan.nbytes,
         len(plan.steps),
         seconds,
         plan.schemes,
-        (*plan.notes, *tally.notes()),
+        notes,
     )
+
+
+def _digests(plan: Plan, tally: _Tally) -> dict[str, str]:
+    """The digest of every canonical tensor of the plan."""
+    origins = [(step.origin, step.scheme) for step in plan.steps if step.origin is not None]
+    others = {origin.tensor.name: (origin.tensor, scheme) for origin, scheme in origins if origin.numbers is None}
+    return tally.digests.finished(others)
+
+
+def _headers(plan: Plan, transaction: Transaction) -> dict[str, str]:
+    """The digest of every file outside its tensors, as it has been written."""
+    extents: dict[str, list[tuple[int, int]]] = {name: [] for name in plan.files}
+    for step in plan.steps:
+        for place in (place for places in step.places.values() for place in places):
+            extents[place.file].append((place.offset, (place.stop_row - place.start_row) * place.row_nbytes))
+    return {
+        name: outside_sha256(layout.nbytes, extents[name], partial(transaction.read, name))
+        for name, layout in plan.files.items()
+    }
 
 
 def slabs(together: Sequence[tuple[Step, ...]], elements: int) -> Iterator[Slab]:
@@ -169,6 +198,7 @@ def _write_all(
     together: Sequence[tuple[Step, ...]],
     outputs: Sequence[tuple[Transaction, _Tally]],
     options: RunOptions,
+    device: Device,
     progress: Progress,
 ) -> None:
     """Worker threads take slabs in order; the first error by slab order is the one that is raised."""
@@ -186,7 +216,7 @@ def _write_all(
             if slab is None:
                 return
             try:
-                _write_slab(slab, outputs, encoding)
+                _write_slab(slab, outputs, encoding, device)
                 with lock:
                     done += (slab.stop - slab.start) * slab.row_nbytes
                     progress(done, total, slab.steps[0].name)
@@ -206,33 +236,42 @@ def _write_all(
 
 
 def _write_slab(
-    slab: Slab, outputs: Sequence[tuple[Transaction, _Tally]], encoding: threading.BoundedSemaphore
+    slab: Slab,
+    outputs: Sequence[tuple[Transaction, _Tally]],
+    encoding: threading.BoundedSemaphore,
+    device: Device,
 ) -> None:
     tensor = slab.steps[0].tensor
     raw = tensor.read(slab.start, slab.stop)
     packed = [{"": raw} if step.copies else {} for step in slab.steps]
     if not all(packed):
         with encoding:
-            rows = decode(tensor.dtype, raw)
+            rows = StoredRows(tensor.dtype, raw)
             for k, (step, (_, tally)) in enumerate(zip(slab.steps, outputs, strict=True)):
                 if not step.copies:
-                    packed[k] = _encoded(slab, step, rows, tally)
+                    packed[k] = _encoded(slab, step, rows, tally, device)
     for step, stored, (transaction, tally) in zip(slab.steps, packed, outputs, strict=True):
         if step.copies:
             tally.add(tally.nonfinite, step.name, count_nonfinite(tensor.dtype, raw))
-        for suffix, place in step.places.items():
-            transaction.write(place.file, place.offset + slab.start * place.row_nbytes, stored[suffix])
+        if step.origin is not None:
+            tally.digests.add(step.origin, slab.start, step.scheme.stored(tensor.shape)[""][1], stored[""])
+        for suffix, places in step.places.items():
+            for place in places:
+                if (cut := place.cut(slab.start, stored[suffix])) is not None:
+                    transaction.write(place.file, *cut)
+                    if tally.checksums is not None:
+                        tally.checksums.add(place.file, *cut)
 
 
-def _encoded(slab: Slab, step: Step, rows: Rows, tally: _Tally) -> dict[str, Packed]:
+def _encoded(slab: Slab, step: Step, rows: StoredRows, tally: _Tally, device: Device) -> dict[str, Packed]:
     """`rows` as `step` stores them; the error of a value that cannot be is told with its tensor and row."""
     try:
-        packed = step.scheme.encode(rows, step.importance)
+        packed = device.encode(step, rows)
     except (NonFiniteError, ScaleOverflowError) as error:
         raise _located(error, slab, step) from error
     target = DTYPES.get(step.scheme.name.upper())
     if target in (F16, BF16):
-        tally.add(tally.rounded, step.name, int(np.count_nonzero(rows != decode(target, packed[""]))))
+        tally.add(tally.rounded, step.name, int(np.count_nonzero(rows.decoded != decode(target, packed[""]))))
     return packed
 
 

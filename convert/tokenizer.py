@@ -1,7 +1,10 @@
-"""What a vocabulary means, apart from any file format. SentencePiece BPE with byte fallback, as LLaMA 1 and 2 have it.
+"""What a vocabulary means, apart from any file format: two kinds.
 
-    text -> " " before it, " " as U+2581 -> characters -> the adjacent pair whose piece scores highest is merged, leftmost
-    first, until none is left -> a character that is no piece becomes its UTF-8 bytes' pieces
+    SentencePiece BPE   text -> " " before it, " " as U+2581 -> characters -> the adjacent pair whose piece scores highest
+                        is merged, leftmost first, until none is left -> a character that is no piece becomes its UTF-8
+                        bytes' pieces                                  LLaMA 1 and 2, Code Llama, Mistral, Gemma
+    byte-level BPE      text -> words by a regular expression -> a word's bytes as 256 printable characters -> the adjacent
+                        pair whose merge stands first in the list      Llama 3, Qwen, GPT-2, OPT, BLOOM
 
 Anything else that a SentencePiece file can say (unigram, Unicode normalization, collapsed spaces) has no exact form in
 GGUF's "llama" tokenizer or in tokenizer.json as smelt writes it, so it is refused when it is read.
@@ -9,25 +12,42 @@ GGUF's "llama" tokenizer or in tokenizer.json as smelt writes it, so it is refus
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
-from typing import Any
 
-from ..errors import FormatError, InputError, ModelError
-from ..formats.sentencepiece import BPE, BYTE, Piece, SentencePieceModel, byte_of, decode_model, encode_model
+from ..errors import ModelError
+from ..formats.sentencepiece import (
+    BPE,
+    BYTE,
+    USER_DEFINED,
+    Piece,
+    SentencePieceModel,
+    byte_of,
+    decode_model,
+    encode_model,
+)
+from .tokenizer_roles import special_roles
 
-SENTENCEPIECE = "sentencepiece"  # the only kind there is today
+SENTENCEPIECE = "sentencepiece"
+BYTE_LEVEL = "byte-level BPE"
 MODEL_FILE = "tokenizer.model"
+TOKENIZER_JSON = "tokenizer.json"
+
+Encoder = Callable[[str], list[int]]
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A SentencePiece vocabulary and the files it came from.
+    """A vocabulary and the files it came from.
 
-    pieces   (text, score, type) by id; type as GGUF counts: 1 normal, 2 unknown, 3 control, 4 user, 5 unused, 6 byte
-    files    {name: content} byte for byte, such as tokenizer.model
+    kind         SENTENCEPIECE or BYTE_LEVEL
+    pieces       (text, score, type) by id; type as GGUF counts: 1 normal, 2 unknown, 3 control, 4 user, 5 unused, 6 byte.
+                 A byte-level token's text is its bytes as characters (`tokenizer_bytes`), a special one's is as it is read
+    special_ids  ids of the roles that GGUF names beyond BOS, EOS, UNK and PAD: eot, eom, fim_pre, fim_suf, fim_mid
+    files        {name: content} byte for byte, such as tokenizer.model
+    merges       byte-level: "left right", best first
+    pre          byte-level: the name of the rules that cut a text into words; None where no known rules are the file's
     """
 
     kind: str
@@ -41,14 +61,27 @@ class Tokenizer:
     add_space_prefix: bool = True
     chat_template: str | None = None
     files: Mapping[str, bytes] = field(default_factory=dict)
+    special_ids: Mapping[str, int] = field(default_factory=dict)
+    merges: tuple[str, ...] = ()
+    pre: str | None = None
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, without BOS or EOS. A special piece's name in `text` is text."""
-        ids: list[int] = self._processor.encode(text)
-        return ids
+        """Token ids of `text`, without BOS or EOS. A control piece's name in `text` is text; a user-defined one is cut out."""
+        return self._encoder(text)
+
+    def model_file(self) -> bytes:
+        """tokenizer.model as Meta's releases have it: the original where there is one, else SentencePiece or ranks rebuilt.
+
+        ModelError if the vocabulary has no such form.
+        """
+        if self.kind == SENTENCEPIECE:
+            return self.sentencepiece()
+        from .tokenizer_tiktoken import ranks_file
+
+        return ranks_file(self)
 
     def sentencepiece(self) -> bytes:
-        """tokenizer.model: the original where there is one, else one made from the pieces.
+        """SentencePiece's tokenizer.model: the original where there is one, else one made from the pieces.
 
         ModelError if the pieces make none that SentencePiece opens.
         """
@@ -71,24 +104,34 @@ class Tokenizer:
         return content
 
     @cached_property
-    def _processor(self) -> Any:
-        """SentencePiece's own encoder."""
-        from sentencepiece import SentencePieceProcessor
+    def _encoder(self) -> Encoder:
+        """The original's own: SentencePiece for tokenizer.model, else tokenizers for tokenizer.json; else the pieces'."""
+        if self.kind == SENTENCEPIECE and (MODEL_FILE in self.files or TOKENIZER_JSON not in self.files):
+            return sentencepiece_encoder(replace(self, files=self._cutting_files()).sentencepiece())
+        from .tokenizer_bpe import json_encoder, pieces_encoder
 
-        try:
-            return SentencePieceProcessor(model_proto=self.sentencepiece())
-        except (RuntimeError, OSError, ValueError) as error:
-            raise ModelError(f"{MODEL_FILE}: SentencePiece refuses it: {str(error).splitlines()[0]}") from None
+        original = self.files.get(TOKENIZER_JSON)
+        return pieces_encoder(self) if original is None else json_encoder(original)
+
+    def _cutting_files(self) -> Mapping[str, bytes]:
+        """`files`, without a tokenizer.model that does not know all the pieces that are cut out of a text."""
+        if MODEL_FILE in self.files and any(type_ == USER_DEFINED for _, _, type_ in self.pieces):
+            known = {text for text, _, type_ in decode_model(self.files[MODEL_FILE]).pieces if type_ == USER_DEFINED}
+            if not known.issuperset(text for text, _, type_ in self.pieces if type_ == USER_DEFINED):
+                return {}
+        return self.files
 
 
-def open_sentencepiece(path: Path) -> Tokenizer:
-    """The tokenizer.model at `path`; its errors name it."""
+def sentencepiece_encoder(content: bytes) -> Encoder:
+    """SentencePiece's own encoder of a tokenizer.model's bytes; ModelError where the library refuses them."""
+    from sentencepiece import SentencePieceProcessor
+
     try:
-        return read_sentencepiece(path.read_bytes())
-    except (FormatError, ModelError) as error:
-        raise type(error)(f"{path}: {str(error).removeprefix(f'{MODEL_FILE}: ')}") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+        processor = SentencePieceProcessor(model_proto=content)
+    except (RuntimeError, OSError, ValueError) as error:
+        raise ModelError(f"{MODEL_FILE}: SentencePiece refuses it: {str(error).splitlines()[0]}") from None
+    encode: Encoder = processor.encode
+    return encode
 
 
 def read_sentencepiece(content: bytes) -> Tokenizer:
@@ -119,4 +162,5 @@ def read_sentencepiece(content: bytes) -> Tokenizer:
         add_bos=model.bos_id is not None,
         add_space_prefix=model.add_dummy_prefix,
         files={MODEL_FILE: content},
+        special_ids=special_roles(model.pieces),
     )

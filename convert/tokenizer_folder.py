@@ -1,9 +1,10 @@
 """The tokenizer of a Hugging Face folder -> Tokenizer.
 
     tokenizer.model beside the weights   the vocabulary; tokens that JSON adds beyond it are appended
-    else tokenizer.json                  if it is SentencePiece's BPE in other words: byte fallback, every split a merge
+    else tokenizer.json                  SentencePiece's BPE in other words, or byte-level BPE (`tokenizer_json_read`)
+    else vocab.json, merges.txt          byte-level BPE, as GPT-2 and OPT have it
     tokenizer_config.json                which pieces are BOS, EOS, UNK, PAD; add_bos_token, add_eos_token; chat_template
-    config.json                          the ids, where the file above names no piece
+    config.json                          the ids, where the files above name no piece
 
 Source: transformers (the files and their keys), tokenizers (tokenizer.json).
 """
@@ -17,36 +18,102 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FormatError, InputError, ModelError, quoted
-from ..formats.sentencepiece import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Piece, byte_of
-from .tokenizer import MODEL_FILE, SENTENCEPIECE, Tokenizer, open_sentencepiece
-from .tokenizer_json import SPACE, merges_of
+from ..formats.sentencepiece import CONTROL, USER_DEFINED, Piece
+from ..formats.tiktoken import is_tiktoken
+from .side_files import SIDE_FILES
+from .tokenizer import BYTE_LEVEL, MODEL_FILE, SENTENCEPIECE, Tokenizer, read_sentencepiece
+from .tokenizer_json_read import ADDED_SCORE, read_tokenizer_json, read_vocab_merges
+from .tokenizer_roles import special_roles
 
-ADDED_SCORE = -1000.0  # llama.cpp's converter gives it to tokens that are in no SentencePiece file
-JSON_CAP = 256 << 20  # bytes
+JSON_CAP = 64 << 20  # bytes; Gemma 3's tokenizer.json has 33 million
+# the rules of a folder without tokenizer.json are its class's
+_CLASSES = {"GPT2Tokenizer": "gpt-2", "Qwen2Tokenizer": "qwen2"}
 
 
 def read_hugging_face(folder: Path, config: Mapping[str, Any]) -> Tokenizer | None:
-    """The folder's vocabulary, special ids and template; None where it has none that is SentencePiece's BPE.
+    """The folder's vocabulary, special ids and template; None where it has none of the two kinds.
 
     FormatError for malformed files; ModelError for a SentencePiece model that smelt does not keep, or ids that no piece has.
     """
-    settings = _read_json(folder / "tokenizer_config.json")
-    if (folder / MODEL_FILE).is_file():
-        tokenizer = open_sentencepiece(folder / MODEL_FILE)
-        added = _added_tokens(folder, settings)
-        tokenizer = replace(tokenizer, pieces=_with_added(tokenizer.pieces, added, folder))
+    files = {name: _read(folder / name) for name in SIDE_FILES if (folder / name).is_file()}
+    return read_files(files, config, folder)
+
+
+def read_files(files: Mapping[str, bytes], config: Mapping[str, Any], folder: Path) -> Tokenizer | None:
+    """The same of a folder's files by name; `folder` stands in messages."""
+    settings = _object(files, "tokenizer_config.json", folder)
+    model = files.get(MODEL_FILE)
+    found: Tokenizer | None
+    if model is not None and not (is_tiktoken(model) and "tokenizer.json" in files):
+        found = _from_model_file(files, settings, folder)
+    elif "tokenizer.json" in files:
+        content = _object(files, "tokenizer.json", folder)
+        found = read_tokenizer_json(content, str(folder / "tokenizer.json"))
+    elif "vocab.json" in files and "merges.txt" in files:
+        found = _from_vocab_merges(files, settings, folder)
     else:
-        found = _from_tokenizer_json(_read_json(folder / "tokenizer.json"), folder / "tokenizer.json")
-        if found is None:
-            return None
-        tokenizer = found
-    tokenizer = _with_special_ids(tokenizer, settings, config, folder)
+        return None
+    if found is None:
+        return None
+    named = _with_special_ids(found, settings, config, folder)
+    if found.add_bos and found.bos_id is not None and found.kind == BYTE_LEVEL:
+        named = replace(named, bos_id=found.bos_id)  # what tokenizer.json puts in front
+    is_sentencepiece = found.kind == SENTENCEPIECE
     return replace(
-        tokenizer,
-        add_bos=_flag(settings, "add_bos_token", tokenizer.bos_id is not None, folder),
-        add_eos=_flag(settings, "add_eos_token", False, folder),
-        chat_template=_chat_template(folder, settings),
+        named,
+        add_bos=_flag(settings, "add_bos_token", is_sentencepiece and named.bos_id is not None, folder)
+        or found.add_bos,
+        add_eos=_flag(settings, "add_eos_token", False, folder) or found.add_eos,
+        chat_template=_chat_template(files, folder, settings),
+        files=dict(files),
+        special_ids=special_roles(named.pieces),
     )
+
+
+def agreeing_files(tokenizer: Tokenizer, files: Mapping[str, bytes]) -> Tokenizer:
+    """A GGUF file's vocabulary with the files that it carries, if they say what its keys say.
+
+    FormatError where they hold other tokens or merges; where BOS, EOS or the template were set anew, the keys win and the
+    files stay behind.
+    """
+    if not files:
+        return tokenizer
+    where = Path("smelt.files")
+    carried = {**files, **tokenizer.files}
+    found = read_files(carried, {}, where)
+    if found is None:
+        return tokenizer
+    for i, (one, other) in enumerate(zip(found.pieces, tokenizer.pieces, strict=False)):
+        if (one[0], one[2]) != (other[0], other[2]):
+            raise FormatError(f"{where} and tokenizer.ggml.tokens disagree about token {i}: one of them was edited")
+    if len(found.pieces) != len(tokenizer.pieces) or found.merges != tokenizer.merges:
+        what = "merges" if len(found.pieces) == len(tokenizer.pieces) else "the number of tokens"
+        raise FormatError(f"{where} and the keys of tokenizer.ggml disagree about {what}: one of them was edited")
+    ids = (found.bos_id, tokenizer.bos_id), (found.eos_id, tokenizer.eos_id)
+    changed = any(said is not None and said != key for said, key in ids)
+    if changed or found.chat_template != tokenizer.chat_template:
+        return tokenizer
+    return replace(tokenizer, files=carried)
+
+
+def _from_model_file(files: Mapping[str, bytes], settings: Mapping[str, Any], folder: Path) -> Tokenizer:
+    path = folder / MODEL_FILE
+    try:
+        found = read_sentencepiece(files[MODEL_FILE])
+    except (FormatError, ModelError) as error:
+        raise type(error)(f"{path}: {str(error).removeprefix(f'{MODEL_FILE}: ')}") from None
+    added = _added_tokens(files, settings, folder)
+    return replace(found, add_bos=False, pieces=_with_added(found.pieces, added, folder))
+
+
+def _from_vocab_merges(files: Mapping[str, bytes], settings: Mapping[str, Any], folder: Path) -> Tokenizer:
+    added = _added_tokens(files, settings, folder)
+    named = [settings.get(f"{role}_token") for role in ("bos", "eos", "unk", "pad")]
+    names = {token.get("content") if isinstance(token, dict) else token for token in named}
+    class_ = str(settings.get("tokenizer_class") or "GPT2Tokenizer").removesuffix("Fast")
+    pre = None if settings.get("add_prefix_space") is True else _CLASSES.get(class_)
+    vocab = _object(files, "vocab.json", folder)
+    return read_vocab_merges(vocab, files["merges.txt"], added, names, pre, str(folder))
 
 
 def _read(path: Path) -> bytes:
@@ -60,12 +127,13 @@ def _read(path: Path) -> bytes:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _object(files: Mapping[str, bytes], name: str, folder: Path) -> dict[str, Any]:
     """A JSON object; empty where the file is not there."""
-    if not path.is_file():
+    path = folder / name
+    if name not in files:
         return {}
     try:
-        content = json.loads(_read(path))
+        content = json.loads(files[name])
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{path}: is not JSON: {error}") from None
     if not isinstance(content, dict):
@@ -73,11 +141,11 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _added_tokens(folder: Path, settings: Mapping[str, Any]) -> dict[int, tuple[str, bool]]:
+def _added_tokens(files: Mapping[str, bytes], settings: Mapping[str, Any], folder: Path) -> dict[int, tuple[str, bool]]:
     """{id: (text, special)} from added_tokens.json and tokenizer_config.json, the latter having the last word."""
     where = folder / "tokenizer_config.json"
     added: dict[int, tuple[str, bool]] = {}
-    for text, id_ in _read_json(folder / "added_tokens.json").items():
+    for text, id_ in _object(files, "added_tokens.json", folder).items():
         if type(id_) is not int or id_ < 0:
             raise FormatError(f"{folder / 'added_tokens.json'}: {quoted(text)} has id {quoted(id_)}")
         added[id_] = (text, False)
@@ -141,12 +209,12 @@ def _flag(settings: Mapping[str, Any], key: str, absent: bool, folder: Path) -> 
     return value
 
 
-def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
+def _chat_template(files: Mapping[str, bytes], folder: Path, settings: Mapping[str, Any]) -> str | None:
     """The template's text, never rendered: its own file, a string, or the one named "default" of several."""
     path = folder / "chat_template.jinja"
-    if path.is_file():
+    if path.name in files:
         try:
-            return _read(path).decode()
+            return files[path.name].decode()
         except UnicodeDecodeError:
             raise FormatError(f"{path}: is not UTF-8") from None
     template = settings.get("chat_template")
@@ -158,71 +226,3 @@ def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
             f"{folder / 'tokenizer_config.json'}: chat_template is {type(template).__name__}, wanted text"
         )
     return template
-
-
-def _from_tokenizer_json(content: Mapping[str, Any], path: Path) -> Tokenizer | None:
-    """A vocabulary whose merges are exactly what SentencePiece would try, its scores by the order of the merges."""
-    model = content.get("model")
-    if not isinstance(model, dict) or model.get("type") != "BPE" or model.get("byte_fallback") is not True:
-        return None
-    vocab, merges = model.get("vocab"), _pairs(model.get("merges"))
-    if not isinstance(vocab, dict) or merges is None:
-        raise FormatError(f"{path}: its model has no vocabulary, or merges that are no pairs")
-    texts: dict[int, str] = {id_: text for text, id_ in vocab.items() if type(id_) is int}
-    special: dict[int, bool] = {}
-    added = content.get("added_tokens") or []
-    if not isinstance(added, list):
-        raise FormatError(f"{path}: added_tokens is {type(added).__name__}, wanted a list")
-    for token in added:
-        if not isinstance(token, dict) or type(token.get("id")) is not int or not isinstance(token.get("content"), str):
-            raise FormatError(f"{path}: an added token has no id or no content")
-        texts[token["id"]] = token["content"]
-        special[token["id"]] = bool(token.get("special", False))
-    if sorted(texts) != list(range(len(texts))) or not all(texts.values()):
-        raise FormatError(f"{path}: the ids of its {len(texts)} tokens are not 0 to {len(texts) - 1}, or one is empty")
-    prefix = _space_prefix(content)
-    unknown = model.get("unk_token")
-    if prefix is None or unknown not in texts.values():
-        return None
-    rank: dict[str, int] = {}
-    for left, right in merges:
-        rank.setdefault(left + right, len(rank))
-    pieces = tuple(_scored(i, texts[i], special.get(i), texts[i] == unknown, rank) for i in range(len(texts)))
-    if sorted(merges_of(pieces)) != sorted(merges):
-        return None
-    unk_id = next(i for i, text in texts.items() if text == unknown)
-    return Tokenizer(SENTENCEPIECE, pieces, None, None, unk_id, add_bos=False, add_space_prefix=prefix)
-
-
-def _scored(index: int, text: str, special: bool | None, is_unknown: bool, rank: Mapping[str, int]) -> Piece:
-    """A token as SentencePiece would have it; merged pieces score by rank, characters come after them."""
-    if is_unknown:
-        return text, 0.0, UNKNOWN
-    if special is not None:
-        return text, ADDED_SCORE, CONTROL if special else USER_DEFINED
-    if byte_of(text) is not None:
-        return text, 0.0, BYTE
-    return text, -float(rank.get(text, len(rank) + index)), NORMAL
-
-
-def _pairs(merges: Any) -> list[tuple[str, str]] | None:
-    """Merges in either spelling, "a b" or ["a", "b"]; None if one is neither."""
-    if not isinstance(merges, list) or not all(isinstance(merge, (str, list)) for merge in merges):
-        return None
-    pairs = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in merges if merge]
-    ok = all(len(pair) == 2 and all(isinstance(part, str) for part in pair) for pair in pairs)
-    return [(pair[0], pair[1]) for pair in pairs] if ok and len(pairs) == len(merges) else None
-
-
-def _space_prefix(content: Mapping[str, Any]) -> bool | None:
-    """Whether a space is put before the text; None where spaces are not handled SentencePiece's way."""
-    normalizer, pre = content.get("normalizer"), content.get("pre_tokenizer")
-    if isinstance(pre, dict) and pre.get("type") == "Metaspace" and normalizer is None:
-        return pre.get("replacement") == SPACE and pre.get("prepend_scheme", "always") != "never"
-    steps = normalizer.get("normalizers", [normalizer]) if isinstance(normalizer, dict) else []
-    replace_space = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
-    if pre is not None or steps[-1:] != [replace_space]:
-        return None
-    if steps[:-1] == [{"type": "Prepend", "prepend": SPACE}]:
-        return True
-    return None if steps[:-1] else False

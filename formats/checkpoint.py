@@ -27,6 +27,7 @@ from ..errors import FormatError, InputError
 Bytes = NDArray[np.uint8]
 
 SPAN = 32 << 20  # bytes read at once for a view whose columns are not adjacent
+PAGE = 4096
 
 
 class SourceFile:
@@ -81,6 +82,17 @@ class SourceFile:
         self.close()
 
 
+def _in_step(nbytes: int, offset: int) -> Bytes:
+    """uint8[nbytes], uninitialised, that lies as far into a page of memory as `offset` lies into a page of the file.
+
+    On AMD's Zen 3 the kernel copies 11 GB/s from and to its page cache, but 1.8 where the target lies 1 to 31 bytes further
+    into its page than the source, as malloc's own arrays (16 bytes into theirs) do for page-aligned tensors.
+    """
+    memory = np.empty(nbytes + PAGE, np.uint8)
+    first = (offset - memory.ctypes.data) % PAGE
+    return memory[first : first + nbytes]
+
+
 @dataclass(frozen=True)
 class StoredTensor:
     """Where one tensor lies. `strides` (in elements) only for a view that is not row-contiguous, as .pth files hold."""
@@ -103,11 +115,12 @@ class StoredTensor:
         if not 0 <= start_row <= stop_row <= rows:
             raise InputError(f"{self.file.path}: {self.name}: rows {start_row}..{stop_row} of {rows}")
         width = self.dtype.row_nbytes(columns)
-        out = np.empty((stop_row - start_row, width), np.uint8)
+        offset = self.offset + start_row * width
+        out = _in_step((stop_row - start_row) * width, offset).reshape(stop_row - start_row, width)
         if out.size == 0:
             return out
         if self.strides is None:
-            self.file.read_into(out, self.offset + start_row * width)
+            self.file.read_into(out, offset)
         else:
             self._read_strided(out, start_row)
         return out

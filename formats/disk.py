@@ -3,10 +3,11 @@
     exchange(a, b)        renameat2(RENAME_EXCHANGE)     both names exist at every moment
     rename_new(a, b)      renameat2(RENAME_NOREPLACE)    never replaces
     allocate(fd, nbytes)  fallocate(2)                   ENOSPC now rather than at 97 %
+    start_writing(...)    sync_file_range(2)             the disk works while the next bytes are made, not in fsync alone
 
-These three say whether the system could do it; where it could not, the caller has its own way. `os.posix_fallocate`
+These four say whether the system could do it; where it could not, the caller has its own way. `os.posix_fallocate`
 will not do: where a file system cannot reserve, the C library writes into every block, one by one.
-Source: Linux man-pages, rename(2), fallocate(2), flock(2).
+Source: Linux man-pages, rename(2), fallocate(2), sync_file_range(2), flock(2).
 """
 
 from __future__ import annotations
@@ -31,6 +32,11 @@ Identity = tuple[int, int]
 _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
 _RENAME_EXCHANGE = 2
+_SYNC_FILE_RANGE_WRITE = 2
+_PAGE = 4096
+# Bytes of one write. From 2 MiB on the page cache (Linux 6.18, ext4) takes whole huge pages, which a virtual machine has mostly
+# given back to its host: 1.3 GB in slabs of 2 MiB took 2.4 s of the kernel's time, 0.8 in pieces of 1 MiB, 1.0 of 128 KiB.
+_PIECE = 1 << 20
 _UNSUPPORTED = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP}
 _CANNOT_LOCK = {errno.EOPNOTSUPP, errno.ENOLCK, errno.EBADF, errno.ENOSYS, errno.EINVAL}
 
@@ -43,6 +49,13 @@ _WAY_OUT = {
     errno.EIO: "the disk reports a failure: check it before trusting what it holds",
     errno.EMFILE: "raise the limit of open files (ulimit -n) or write larger shards",
     errno.ENAMETOOLONG: "choose a shorter name",
+}
+
+
+_ARGUMENTS = {
+    "renameat2": [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint],
+    "fallocate": [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64],
+    "sync_file_range": [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint],
 }
 
 
@@ -63,10 +76,7 @@ def _function(name: str) -> Any:
     function = getattr(ctypes.CDLL(None, use_errno=True), name, None) if os.name == "posix" else None
     if function is not None:
         function.restype = ctypes.c_int
-        if name == "renameat2":
-            function.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint]
-        else:
-            function.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+        function.argtypes = _ARGUMENTS[name]
     return function
 
 
@@ -106,30 +116,52 @@ def allocate(fd: int, nbytes: int, path: Path) -> bool:
     return _supported("fallocate", path, fd, 0, 0, nbytes)
 
 
+def start_writing(fd: int, offset: int, nbytes: int, path: Path) -> bool:
+    """Have the whole pages of `nbytes` bytes at `offset` written to the disk from now on; False where that cannot be done.
+
+    It promises nothing: only fsync, which then has less to wait for, makes them durable. The last page, unless it is full, is
+    left to whoever writes the rest of it. 1.3 GB: writing and fsync took 0.53 s together, 0.97 s one after the other.
+    """
+    first, end = offset - offset % _PAGE, offset + nbytes - (offset + nbytes) % _PAGE
+    return end <= first or _supported("sync_file_range", path, fd, first, end - first, _SYNC_FILE_RANGE_WRITE)
+
+
 def create(path: Path) -> int:
     """A new file for writing -> its descriptor; FileExistsError if anything, even a dangling link, has the name."""
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
 
 
-def as_view(data: bytes | Bytes) -> memoryview:
+def as_view(data: bytes | memoryview | Bytes) -> memoryview:
     """The bytes of `data`, copied only where an array is not C-contiguous."""
     if isinstance(data, np.ndarray):
         return data.reshape(-1).view(np.uint8).data if data.flags.c_contiguous else memoryview(data.tobytes())
     return memoryview(data)
 
 
-def write_all(fd: int, data: bytes | Bytes, offset: int, path: Path) -> None:
+def write_all(fd: int, data: bytes | memoryview | Bytes, offset: int, path: Path) -> None:
     """Positional write of all of `data`, however few bytes the system takes at a time."""
     view = as_view(data)
     done = 0
     while done < len(view):
         try:
-            count = os.pwrite(fd, view[done:], offset + done)
+            count = os.pwrite(fd, view[done : done + _PIECE], offset + done)
         except InterruptedError:
             continue
         if count == 0:
             raise OSError(errno.EIO, "the system took 0 bytes", str(path))
         done += count
+
+
+def read_all(fd: int, offset: int, nbytes: int, path: Path) -> bytes:
+    """Positional read of exactly `nbytes`; OSError where the file ends first."""
+    pieces = []
+    while nbytes:
+        piece = os.pread(fd, nbytes, offset)
+        if not piece:
+            raise OSError(errno.EIO, f"ends at byte {offset}", str(path))
+        pieces.append(piece)
+        offset, nbytes = offset + len(piece), nbytes - len(piece)
+    return b"".join(pieces)
 
 
 def fsync_folder(path: Path) -> None:

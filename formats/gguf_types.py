@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from struct import Struct
 from typing import Any, overload
 
@@ -139,8 +140,11 @@ class GGUFArray(Sequence[Any]):
         if self.starts is None:
             numbers: list[Any] = self.numbers().tolist()
             return numbers
-        ends = self.starts.tolist()
-        return [self._decode(i, ends[i] + 8, ends[i + 1]) for i in range(len(self))]
+        ends, raw = self.starts.tolist(), self.raw
+        try:
+            return [raw[begin + 8 : end].decode() for begin, end in pairwise(ends)]
+        except UnicodeDecodeError:  # which one it is
+            return [self._decode(i, ends[i] + 8, ends[i + 1]) for i in range(len(self))]
 
     def numbers(self) -> NDArray[Any]:
         """The elements of an array of numbers or bools, read-only and not copied."""

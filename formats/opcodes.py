@@ -17,7 +17,18 @@ from collections.abc import Callable, Collection
 from typing import NoReturn
 
 from ..errors import FormatError, UnsafePickleError
-from .torch_records import BUILDERS, STORAGES, STRICT, TORCH_DTYPES, Global, InertObject, Policy, malformed, storage_ref
+from .torch_records import (
+    BUILDERS,
+    STORAGES,
+    STRICT,
+    TORCH_DTYPES,
+    Global,
+    InertObject,
+    Policy,
+    malformed,
+    storage_ref,
+    without_parent,
+)
 
 # A tensor takes about 35 opcodes, 11 memo entries and 230 bytes, so these admit 11,000 in a file; the largest Meta shard
 # has 1,138. Together they bound the memory: 28 MiB of values, 16 of wide strings, 11 of memo, and the program itself.
@@ -240,7 +251,7 @@ class _Machine:
     def build(self) -> None:
         state, target = self.pop(), self.pop()
         if isinstance(target, InertObject):
-            target.state = state
+            target.state = without_parent(state)
         elif not isinstance(target, OrderedDict):  # whose state is a module's `_metadata`: versions, no weights
             self.refuse(f"sets the state (BUILD) of a {type(target).__name__}")
         self.push(target)

@@ -26,11 +26,14 @@ NAME_LENGTH = 1024
 MAX_INNER_STRIDE = 64  # elements; wider gaps in both directions would read far more than the view holds
 
 
-def open_pth(path: Path, policy: Policy = STRICT) -> Checkpoint:
+def open_pth(path: Path, policy: Policy = STRICT, inside: str | None = None) -> Checkpoint:
     """The dict of tensors in a file of torch.save (1.6 or later); top-level values that are none become metadata.
 
     FormatError for a file that is damaged, is something else or lies about itself; UnsafePickleError for a pickle that
     asks for more than tensors and `policy`'s stubs. Reads headers only.
+
+    inside  the top-level key whose dict holds the tensors, where training states lie beside it: the other keys become
+            metadata, whatever they hold
     """
     file = SourceFile(path)
     expect(file, "pth")
@@ -46,6 +49,13 @@ def open_pth(path: Path, policy: Policy = STRICT) -> Checkpoint:
         raise FormatError(f"{path}: holds a {type(value).__name__}, not a dict of tensors: save model.state_dict()")
     tensors: dict[str, StoredTensor] = {}
     metadata: dict[str, object] = {}
+    if inside is not None:
+        metadata, value = value, value.get(inside)
+        if not isinstance(value, dict):
+            raise FormatError(
+                f"{path}: has no dict under {inside!r}, only {ascii(list(metadata)[:6])[:160]}: is it "
+                "another kind of file?"
+            )
     for name, item in value.items():
         if not isinstance(name, str):
             raise FormatError(f"{path}: the key {name} is not a tensor's name: save model.state_dict()")
@@ -55,9 +65,9 @@ def open_pth(path: Path, policy: Policy = STRICT) -> Checkpoint:
             )
         if isinstance(item, TensorRef):
             tensors[name] = _place(file, members, archive, name, item)
-        else:
+        elif inside is None:
             metadata[name] = item
-    _require_tensors(path, tensors, metadata)
+    _require_tensors(path, tensors, metadata if inside is None else {})
     return Checkpoint("pth", tensors, metadata, (path,))
 
 

@@ -17,6 +17,7 @@ import struct
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from ..dtypes import Shape
 from ..errors import UsageError
@@ -91,13 +92,19 @@ def finish_pth(tensors: Sequence[TensorSpec], stem: str, crcs: Mapping[str, int]
 
 def crc32_combine(first: int, second: int, second_nbytes: int) -> int:
     """CRC-32 of A + B from those of A and B: crc(A) * x**(8 * len(B)) + crc(B), modulo the CRC's polynomial."""
-    power, square, n = 1 << 31, 1 << 30, 8 * second_nbytes  # x**0, x**1
+    return _multiply(first, _power(8 * second_nbytes)) ^ second
+
+
+@lru_cache(4096)  # pieces of one tensor have one length, so all but the first combination is a single product
+def _power(n: int) -> int:
+    """x**n modulo the CRC's polynomial, by squaring."""
+    power, square = 1 << 31, 1 << 30  # x**0, x**1
     while n:
         if n & 1:
             power = _multiply(power, square)
         square = _multiply(square, square)
         n >>= 1
-    return _multiply(first, power) ^ second
+    return power
 
 
 def _multiply(a: int, b: int) -> int:

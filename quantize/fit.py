@@ -173,7 +173,8 @@ def compute_nbytes(config: Mapping[str, Any], context: int) -> int:
     hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
     kv_width = int(config["num_key_value_heads"]) * int(config["head_dim"])
     attention = heads * context + context + 5 * hidden + 2 * kv_width
-    ffn = 3 * int(config["intermediate_size"]) + 5 * hidden + context
+    width = config["ffn_dim"] if "ffn_dim" in config else config["intermediate_size"]
+    ffn = 3 * int(width) + 5 * hidden + context
     logits = int(config["vocab_size"]) + hidden
     return BATCH * 4 * max(attention, ffn, logits)
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ..convert.architecture import family_by, match_names
+from ..convert.architecture import Match, family_by, match_names
 from ..convert.model import Model
 from ..dtypes import F32, DType, matrix_shape
 from ..errors import FormatError, InputError, ModelError, quoted
@@ -83,7 +83,7 @@ def for_model(
         if not dtypes[name].is_block:
             continue
         gguf_name, columns = match.name("gguf"), model.tensors[name].shape[-1]
-        values = importance.values.get(gguf_name)
+        values = _of_expert(importance.values.get(gguf_name), match, columns)
         if values is not None and len(values) == columns:
             found[name] = values
         elif match.row.role == "token_embd" or (match.row.role == "output" and values is None):
@@ -97,6 +97,13 @@ def for_model(
             f"{importance.path}: does not fit {len(wrong)} tensors: {', '.join(wrong)}: was it made for another model?"
         )
     return found, tuple(f"without importance: {name}" for name in without)
+
+
+def _of_expert(values: Rows | None, match: Match, columns: int) -> Rows | None:
+    """Of the values of a layer's stacked experts, those of one; other values as they are."""
+    if values is None or not match.row.is_stacked("gguf") or match.expert is None or len(values) % columns:
+        return values
+    return values.reshape(-1, columns)[match.expert] if match.expert < len(values) // columns else values
 
 
 def _read_gguf(path: Path) -> Importance:

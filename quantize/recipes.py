@@ -165,6 +165,12 @@ RULES: dict[str, tuple[Rule, ...]] = {
         Rule(("IQ3_XS",), "IQ3_XXS"),
         Rule(("IQ3_XXS",), "IQ2_S"),
     ),
+    "attn_qkv": (
+        Rule(("Q3_K_M", "Q3_K_L", "IQ3_M"), "Q4_K"),
+        Rule(("Q4_K_M",), "Q5_K"),
+        Rule(("Q5_K_M",), "Q6_K"),
+        Rule(("MXFP4_MOE",), "Q8_0"),
+    ),
     "attn_q": (Rule(("IQ3_XS",), "IQ3_XXS"), Rule(("IQ3_XXS",), "IQ2_S"), Rule(("MXFP4_MOE",), "Q8_0")),
     "ffn_down": (
         Rule(_TWO, "IQ3_S", _first(8)),

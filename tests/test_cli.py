@@ -38,7 +38,7 @@ def one_line(found: subprocess.CompletedProcess[str], code: int) -> str:
 
 
 def test_inspect_prints_the_document(model: Path) -> None:
-    found = smelt("inspect", model, "--json")
+    found = smelt("inspect", model, *OPTION, "--json")
     document = json.loads(found.stdout)
     assert found.returncode == 0
     assert {"format", "architecture", "parameters", "bytes", "tensors"} <= document.keys()
@@ -52,10 +52,32 @@ def test_inspect_shows_a_model_it_cannot_map(model: Path, tmp_path: Path) -> Non
     smelt("convert", model, tmp_path / "hf", *OPTION)
     config = json.loads((tmp_path / "hf/config.json").read_text())
     (tmp_path / "hf/config.json").write_text(json.dumps({**config, "model_type": "mystery"}))
-    document = json.loads(smelt("inspect", tmp_path / "hf", "--json").stdout)
+    found = smelt("inspect", tmp_path / "hf", "--json")
+    document = json.loads(found.stdout)
+    assert found.returncode == 1
     assert document["architecture"] is None
     assert len(document["tensors"]) == 21
     assert "mystery" in document["problems"][0]
+
+
+def test_inspect_says_by_its_exit_code_that_something_is_missing(model: Path) -> None:
+    found = smelt("inspect", model)
+    assert found.returncode == 1
+    assert "problem: the context length is in none of its files" in found.stdout
+
+
+def test_convert_writes_a_meta_folder_in_shards(model: Path, tmp_path: Path) -> None:
+    words = ("convert", model, tmp_path / "out", "--to", "meta", "--shards", 1, *OPTION, "--json")
+    planned, made = (json.loads(smelt(*words, *more).stdout) for more in (["--dry-run"], []))
+    assert planned["files"] == made["files"] and planned["bytes"] == made["bytes"]
+    assert sorted(Path(name).name for name in made["files"]) == sorted(
+        path.name for path in (tmp_path / "out").iterdir()
+    )
+    assert {"consolidated.00.pth", "params.json", "tokenizer.model", "checklist.chk", "smelt.json"} <= {
+        path.name for path in (tmp_path / "out").iterdir()
+    }
+    assert smelt("diff", model, tmp_path / "out").returncode == 0
+    assert "--shards 3" in one_line(smelt("convert", model, tmp_path / "x", "--to", "meta", "--shards", 3, *OPTION), 2)
 
 
 def test_convert_quantize_and_diff_print_their_documents(model: Path, tmp_path: Path) -> None:

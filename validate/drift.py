@@ -2,7 +2,8 @@
 
     nll_t = -ln q(x_t)        perplexity = e^(mean nll)       d ln PPL = mean (nll_q - nll_p), paired
     KLD_t = sum p (ln p - ln q)                               dp_t = q(x_t) - p(x_t)
-    top-1 agreement = share of tokens where both models' likeliest token is the same
+    top-1 agreement = share of tokens where both models' likeliest token is the same (where not, it is a flip)
+    top-5 agreement = mean share of the reference's five likeliest tokens that are among the candidate's five
     layer cosine = h_p . h_q / (|h_p| |h_q|) of the hidden states after a layer, over tokens
 
 Pairing matters: a model's perplexity is known to about 1 % from a few thousand tokens, the difference of two models
@@ -11,6 +12,7 @@ on the same tokens ten times better. Intervals resample whole chunks (bootstrap.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,19 +26,36 @@ Values = NDArray[np.float64]
 Tokens = NDArray[np.int64]
 
 
+TOP = 5  # likeliest tokens that are compared
+CONFIDENCE = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)  # edges of the bands that flips are counted in
+
+
 @dataclass(frozen=True)
 class TokenScores:
-    """One model on the scored tokens of one window: nll float64[n] in nats, argmax int64[n], kld against the reference
-    float64[n] in nats (None for the reference itself)."""
+    """One model on the n scored tokens of one window.
+
+    nll         float64[n] in nats
+    top         int64[n, 5]: the likeliest tokens, likeliest first (fewer columns in a smaller vocabulary)
+    confidence  float64[n]: the probability of the likeliest
+    kld, reverse_kld  float64[n] in nats, from the reference and to it; None for the reference itself
+    """
 
     nll: Values
-    argmax: Tokens
+    top: Tokens
+    confidence: Values
     kld: Values | None = None
+    reverse_kld: Values | None = None
+
+    @property
+    def argmax(self) -> Tokens:
+        """int64[n]: the likeliest token."""
+        return self.top[:, 0]
 
     @property
     def is_finite(self) -> bool:
         """False where a NaN or infinity reached the logits."""
-        return bool(np.isfinite(self.nll).all() and (self.kld is None or np.isfinite(self.kld).all()))
+        divergences = [kld for kld in (self.kld, self.reverse_kld) if kld is not None]
+        return all(bool(np.isfinite(values).all()) for values in (self.nll, *divergences))
 
 
 @dataclass(frozen=True)
@@ -58,8 +77,36 @@ class TargetShift:
 
     mean: float
     rms: float
+    p01: float
     p1: float
+    p5: float
+    p25: float
+    median: float
+    p75: float
+    p95: float
     p99: float
+    p999: float
+
+
+@dataclass(frozen=True)
+class FlipBand:
+    """Of the tokens where the reference's likeliest has a probability in [low, high): how many have another one now."""
+
+    low: float
+    high: float
+    tokens: int
+    flips: int
+
+
+@dataclass(frozen=True)
+class Flips:
+    """Tokens whose likeliest successor changed, among them those that were right (the token that came) before or after."""
+
+    tokens: int
+    changed: int
+    right_to_wrong: int
+    wrong_to_right: int
+    bands: tuple[FlipBand, ...]
 
 
 @dataclass(frozen=True)
@@ -77,8 +124,11 @@ class Drift:
     perplexity: float
     delta_ln_ppl: Interval
     kld: Divergence
+    reverse_kld: Divergence
     top1_agreement: Interval
+    top5_agreement: Interval
     target_shift: TargetShift
+    flips: Flips
 
     @property
     def ppl_ratio_upper(self) -> float:
@@ -100,19 +150,34 @@ def perplexity(scores: Sequence[TokenScores]) -> float:
 
 
 def drift(
-    reference: Sequence[TokenScores], candidate: Sequence[TokenScores], resamples: int = 10_000, seed: int = 0
+    reference: Sequence[TokenScores],
+    candidate: Sequence[TokenScores],
+    targets: Sequence[Tokens],
+    resamples: int = 10_000,
+    seed: int = 0,
 ) -> Drift:
-    """Scores of the same windows under both models -> how far they are apart. The candidate's carry `kld`."""
+    """Scores of the same windows under both models -> how far they are apart. The candidate's carry divergences.
+
+    targets  for each window the tokens that came, int64[n]
+    """
     pairs = list(zip(reference, candidate, strict=True))
-    kld = [score.kld for score in candidate if score.kld is not None]
     agree = [(p.argmax == q.argmax).astype(np.float64) for p, q in pairs]
     return Drift(
         perplexity(candidate),
         interval([q.nll - p.nll for p, q in pairs], resamples, seed),
-        _divergence(kld, resamples, seed),
+        _divergence([score.kld for score in candidate if score.kld is not None], resamples, seed),
+        _divergence([score.reverse_kld for score in candidate if score.reverse_kld is not None], resamples, seed),
         interval(agree, resamples, seed),
+        interval([_overlap(p.top, q.top) for p, q in pairs], resamples, seed),
         _target_shift(np.concatenate([np.exp(-q.nll) - np.exp(-p.nll) for p, q in pairs])),
+        _flips(pairs, np.concatenate(targets)),
     )
+
+
+def _overlap(ours: Tokens, theirs: Tokens) -> Values:
+    """The share of each row's tokens int64[n, 5] that are in the same row of `theirs`, in any order."""
+    found: Values = (ours[:, :, None] == theirs[:, None, :]).any(axis=2).mean(axis=1)
+    return found
 
 
 def _divergence(kld: list[Values], resamples: int, seed: int) -> Divergence:
@@ -122,5 +187,21 @@ def _divergence(kld: list[Values], resamples: int, seed: int) -> Divergence:
 
 
 def _target_shift(shift: Values) -> TargetShift:
-    p1, p99 = (float(v) for v in np.percentile(shift, (1, 99)))
-    return TargetShift(float(shift.mean()), math.sqrt(float((shift**2).mean())), p1, p99)
+    shares = (float(v) for v in np.percentile(shift, (0.1, 1, 5, 25, 50, 75, 95, 99, 99.9)))
+    return TargetShift(float(shift.mean()), math.sqrt(float((shift**2).mean())), *shares)
+
+
+def _flips(pairs: Sequence[tuple[TokenScores, TokenScores]], targets: Tokens) -> Flips:
+    before = np.concatenate([p.argmax for p, _ in pairs])
+    after = np.concatenate([q.argmax for _, q in pairs])
+    confidence = np.concatenate([p.confidence for p, _ in pairs])
+    changed = before != after
+    # The last band holds a probability of exactly 1 too.
+    band = np.minimum(np.searchsorted(CONFIDENCE, confidence, side="right") - 1, len(CONFIDENCE) - 2)
+    bands = tuple(
+        FlipBand(low, high, int((band == k).sum()), int(changed[band == k].sum()))
+        for k, (low, high) in enumerate(itertools.pairwise(CONFIDENCE))
+    )
+    right_to_wrong = int(((before == targets) & changed).sum())
+    wrong_to_right = int(((after == targets) & changed).sum())
+    return Flips(len(targets), int(changed.sum()), right_to_wrong, wrong_to_right, bands)

@@ -1,8 +1,8 @@
-"""How much drift is too much: a table, by bits per weight of the candidate's matrices.
+"""The questions that a candidate must answer, and what it takes to pass.
 
-A gate passes where the whole interval does: the upper end of perplexity drift and KLD, the lower end of top-1 agreement
-("not significantly different" is no pass). Levels: about twice what llama.cpp's types reach on LLaMA-2-7B (its README:
-Q8_0 +0.07 %, KLD 0.0004, 98.8 %; Q6_K +0.24 %, 0.0021, 97.5 %; Q4_K_M +1.4 %, 0.0127, 94.7 %); large models lose less.
+A gate on drift passes where the whole interval does: the upper end of perplexity drift and KLD, the lower end of top-1
+agreement ("not significantly different" is no pass). Where only the interval is too wide, the gate says how many more
+chunks of such text would settle it: an interval narrows with the square root of their number.
 
     relative error of a tensor: a uniform code of b bits over a block's range gives about 0.007 at 8, 0.02 at 6, 0.07 to 0.1
     at 4, 0.3 at 2; the bounds leave a factor of three and more for outliers and for GPTQ, and all lie below 1, an empty tensor
@@ -10,51 +10,38 @@ Q8_0 +0.07 %, KLD 0.0004, 98.8 %; Q6_K +0.24 %, 0.0021, 97.5 %; Q4_K_M +1.4 %, 0
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from .drift import Drift
+from ..convert.tokenizer import Tokenizer
+from ..errors import quoted
+from .bootstrap import Interval
+from .drift import Drift, exponential
+from .limits import Limits
 from .weights import TensorDrift, WeightsDrift, listed
 
 
 @dataclass(frozen=True)
-class Limits:
-    """The most that may be lost; None: not judged. `max_ppl_drift` and `min_top1` are fractions, `max_kld` is in nats."""
-
-    max_ppl_drift: float | None = None
-    max_kld: float | None = None
-    min_top1: float | None = None
-
-    def overridden_by(self, given: Limits) -> Limits:
-        """These limits, with each one that `given` names in its place."""
-        named = {name: value for name, value in vars(given).items() if value is not None}
-        return replace(self, **named)
-
-
-@dataclass(frozen=True)
 class Gate:
-    """One question and its answer. `value` is the end of the interval that was judged; None where nothing was measured."""
+    """One question and its answer; None where nothing was measured.
+
+    value        the end of the interval that was judged
+    measured     the middle of it: the measurement itself
+    more_chunks  beside those that were run, after which the interval would lie within the limit; None: no number would do
+    text         the name of the text it was measured on, where there are several
+    """
 
     name: str
     limit: float | None
     value: float | None
     passed: bool
     reason: str
+    measured: float | None = None
+    more_chunks: int | None = None
+    text: str | None = None
 
-
-SAME_DTYPE = Limits(max_kld=1e-6)
-LARGE = 30_000_000_000  # parameters
-
-# (bits per weight from, parameters from, limits): the first row that applies
-TABLE: tuple[tuple[float, int, Limits], ...] = (
-    (8.0, 0, Limits(0.002, 0.003, 0.97)),
-    (6.0, 0, Limits(0.005, 0.01, 0.95)),
-    (5.0, 0, Limits(0.01, 0.02, 0.93)),
-    (4.0, LARGE, Limits(0.015, 0.03, 0.92)),
-    (4.0, 0, Limits(0.03, 0.05, 0.90)),
-    (3.0, 0, Limits(0.12, 0.15, 0.85)),
-    (0.0, 0, Limits(0.30, 0.5, 0.70)),
-)
 
 # (bits per weight of the tensor from, relative error up to)
 TENSOR_ERROR: tuple[tuple[float, float], ...] = (
@@ -67,13 +54,6 @@ TENSOR_ERROR: tuple[tuple[float, float], ...] = (
     (0.0, 0.9),
 )
 SAME_DTYPE_ERROR = 1e-6
-
-
-def default_limits(bits_per_weight: float, n_parameters: int, same_dtype: bool) -> Limits:
-    """What a candidate of this size must hold to."""
-    if same_dtype:
-        return SAME_DTYPE
-    return next(limits for bits, size, limits in TABLE if bits_per_weight >= bits and n_parameters >= size)
 
 
 def tensor_limit(tensor: TensorDrift) -> float:
@@ -121,30 +101,107 @@ def _damage(tensor: TensorDrift) -> str:
     return said + (f": it is the reference's {tensor.resembles}" if tensor.resembles else "")
 
 
-def tokenizer_gate(reference: Sequence[int], candidate: Sequence[int]) -> Gate:
+def tokenizer_gate(reference: Sequence[int], candidate: Sequence[int], text: str | None = None) -> Gate:
     """The same text must become the same token ids, BOS included."""
     if list(reference) == list(candidate):
-        return Gate("tokenizer", 0, 0.0, True, "the same token ids")
+        return Gate("tokenizer", 0, 0.0, True, "the same token ids", text=text)
     pairs = enumerate(zip(reference, candidate, strict=False))
     place = next((i for i, (ours, theirs) in pairs if ours != theirs), min(len(reference), len(candidate)))
     ids = [ids[place] if place < len(ids) else "the end" for ids in (reference, candidate)]
     reason = f"token {place} of the text is {ids[1]}, the reference's is {ids[0]}"
-    return Gate("tokenizer", 0, None, False, reason)
+    return Gate("tokenizer", 0, None, False, reason, text=text)
 
 
-def drift_gates(drift: Drift, limits: Limits) -> list[Gate]:
-    """Perplexity, KLD and top-1 agreement, each where `limits` has a number for it."""
+def special_tokens_gate(reference: Tokenizer, candidate: Tokenizer) -> Gate:
+    """The same begin, end and padding tokens and, where both have one, the same chat template."""
+    pairs = [
+        (name, getattr(reference, name), getattr(candidate, name))
+        for name in ("bos_id", "eos_id", "add_bos", "add_eos")
+    ]
+    if reference.chat_template is not None and candidate.chat_template is not None:
+        pairs.append(("chat_template", reference.chat_template, candidate.chat_template))
+    wrong = [_differs(name, ours, theirs) for name, ours, theirs in pairs if ours != theirs]
+    said = listed(wrong) or "the same begin and end tokens"
+    if not wrong and (reference.chat_template is None) != (candidate.chat_template is None):
+        said += f"; the {'reference' if reference.chat_template is None else 'candidate'} has no chat template"
+    return Gate("special tokens", 0, float(len(wrong)), not wrong, said)
+
+
+def config_gate(reference: Mapping[str, Any], candidate: Mapping[str, Any]) -> Gate:
+    """The same facts that the forward pass computes with, such as the rotary base, up to float32's precision."""
+    names = sorted({*reference, *candidate})
+    wrong = [
+        _differs(name, reference.get(name), candidate.get(name))
+        for name in names
+        if not _alike(reference.get(name), candidate.get(name))
+    ]
+    return Gate("config", 0, float(len(wrong)), not wrong, listed(wrong) or "the same facts about the model")
+
+
+def _alike(ours: Any, theirs: Any) -> bool:
+    if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
+        return all(_alike(ours.get(key), theirs.get(key)) for key in {*ours, *theirs})
+    if isinstance(ours, float) or isinstance(theirs, float):
+        numbers = [value for value in (ours, theirs) if isinstance(value, (int, float)) and not isinstance(value, bool)]
+        return len(numbers) == 2 and math.isclose(*numbers, rel_tol=1e-6)
+    return bool(ours == theirs)
+
+
+def _differs(name: str, ours: object, theirs: object) -> str:
+    return f"{name} is {quoted(theirs)}, the reference's is {quoted(ours)}"
+
+
+def drift_gates(drift: Drift, limits: Limits, n_chunks: int, text: str | None = None) -> list[Gate]:
+    """Perplexity, KLD and agreement on one text, each where `limits` has a number for it."""
     gates = []
     if limits.max_ppl_drift is not None:
-        value = drift.ppl_ratio_upper - 1
-        said = f"perplexity changes by at most {value:+.3%}, limit {limits.max_ppl_drift:+.3%}"
-        gates.append(Gate("perplexity", limits.max_ppl_drift, value, value <= limits.max_ppl_drift, said))
+        change = drift.delta_ln_ppl
+        said = f"perplexity changes by at most {drift.ppl_ratio_upper - 1:+.3%}, limit {limits.max_ppl_drift:+.3%}"
+        low, high = (None if end is None else exponential(end) - 1 for end in (change.low, change.high))
+        ends = Interval(exponential(change.mean) - 1, low, high)
+        gates.append(_at_most("perplexity", ends, limits.max_ppl_drift, n_chunks, said, text))
     if limits.max_kld is not None:
-        value = drift.kld.mean.upper
-        said = f"mean KLD is at most {value:.6g}, limit {limits.max_kld:g}"
-        gates.append(Gate("kld", limits.max_kld, value, value <= limits.max_kld, said))
+        said = f"mean KLD is at most {drift.kld.mean.upper:.6g}, limit {limits.max_kld:g}"
+        gates.append(_at_most("kld", drift.kld.mean, limits.max_kld, n_chunks, said, text))
+    if limits.max_kld_p999 is not None:
+        said = (
+            f"KLD of the thousandth of tokens that suffer most is {drift.kld.p999:.6g}, limit {limits.max_kld_p999:g}"
+        )
+        single = Interval(drift.kld.p999, None, None)
+        gates.append(_at_most("kld p99.9", single, limits.max_kld_p999, n_chunks, said, text))
     if limits.min_top1 is not None:
-        value = drift.top1_agreement.lower
-        said = f"the likeliest token agrees for at least {value:.2%}, limit {limits.min_top1:.2%}"
-        gates.append(Gate("top1", limits.min_top1, value, value >= limits.min_top1, said))
+        said = f"the likeliest token agrees for at least {drift.top1_agreement.lower:.2%}, limit {limits.min_top1:.2%}"
+        gates.append(_at_least("top1", drift.top1_agreement, limits.min_top1, n_chunks, said, text))
+    if limits.min_top5 is not None:
+        said = (
+            f"of the five likeliest tokens at least {drift.top5_agreement.lower:.2%} stay, limit {limits.min_top5:.2%}"
+        )
+        gates.append(_at_least("top5", drift.top5_agreement, limits.min_top5, n_chunks, said, text))
     return gates
+
+
+def _at_most(name: str, found: Interval, limit: float, n_chunks: int, said: str, text: str | None) -> Gate:
+    passed = found.upper <= limit
+    more = None if passed else _more_chunks(n_chunks, limit - found.mean, found.upper - found.mean)
+    return Gate(name, limit, found.upper, passed, said + _advice(passed, more), found.mean, more, text)
+
+
+def _at_least(name: str, found: Interval, limit: float, n_chunks: int, said: str, text: str | None) -> Gate:
+    passed = found.lower >= limit
+    more = None if passed else _more_chunks(n_chunks, found.mean - limit, found.mean - found.lower)
+    return Gate(name, limit, found.lower, passed, said + _advice(passed, more), found.mean, more, text)
+
+
+def _more_chunks(n_chunks: int, room: float, width: float) -> int | None:
+    """Chunks to add so that half an interval, now `width`, fits into `room`; None where the mean itself is beyond."""
+    if not (0 < room < width < math.inf):
+        return None
+    return math.ceil(n_chunks * (width / room) ** 2) - n_chunks
+
+
+def _advice(passed: bool, more: int | None) -> str:
+    if passed:
+        return ""
+    if more is None:
+        return "; the measured value itself is beyond it, so more text would not help"
+    return f"; the measured value is within it: about {more} more chunks would settle it"

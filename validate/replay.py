@@ -35,6 +35,14 @@ _NOT_ARITHMETIC = frozenset(
 )
 
 
+# Facts of training and of sizes that no forward pass computes with; the tied head is resolved when a model is opened.
+_NOT_COMPARED = _NOT_ARITHMETIC | {
+    *("dtype", "torch_dtype", "transformers_version", "_name_or_path", "initializer_range", "tie_word_embeddings"),
+    *("attention_dropout", "hidden_dropout", "dropout", "layerdrop", "init_std", "pretraining_tp", "sep_token_id"),
+    *("max_position_embeddings", "seq_length", "is_decoder", "chunk_size_feed_forward", "output_router_logits"),
+}
+
+
 class _ForwardEndsError(Exception):
     """Raised by the layer that was wanted, so that nothing after it runs."""
 
@@ -170,6 +178,12 @@ class Replay:
         self._returns = len(output)
         hidden: Tensor = output[0]
         return hidden
+
+
+def arithmetic_facts(replay: Replay) -> dict[str, Any]:
+    """What the network computes with, as transformers understood the config, defaults filled in."""
+    found: dict[str, Any] = replay.network.config.to_dict()
+    return {key: value for key, value in found.items() if key not in _NOT_COMPARED and value is not None}
 
 
 def _hidden_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

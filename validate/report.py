@@ -1,10 +1,16 @@
 """What a validation found: plain values, and the JSON document made of them.
 
     {verdict, protocol, n_ctx, bos, chunks, tokens, text_sha256, token_ids_sha256, seed, resamples, notes,
-     reference  {path, perplexity, bits_per_weight, parameters},
-     candidates [{path, verdict, bits_per_weight, perplexity, delta_ln_ppl {mean, low, high},
-                  kld {mean, low, high, median, p90, p95, p99, p999, max}, top1_agreement, top1_low, top1_high,
-                  delta_p {mean, rms, p1, p99}, layers [{layer, cosine, lowest}], worst_tensors [...], gates [...]}]}
+     texts      [{name, chunks, tokens, text_sha256, token_ids_sha256, perplexity}],
+     reference  {path, perplexity, bits_per_weight, parameters, nbytes},
+     noise_floor {kld, top1_agreement, chunks},
+     candidates [{path, verdict, bits_per_weight, nbytes, perplexity, delta_ln_ppl {mean, low, high},
+                  kld, reverse_kld {mean, low, high, median, p90, p95, p99, p999, max},
+                  top1_agreement, top1_low, top1_high, top5_agreement, top5_low, top5_high,
+                  delta_p {mean, rms, p01 ... p999}, flips {tokens, changed, right_to_wrong, wrong_to_right, bands [...]},
+                  texts [{name, ...the same numbers}], layers [{layer, cosine, lowest}], worst_tensors [...], gates [...]}]}
+
+Of several texts the numbers outside `texts` are the first one's; the verdict is over all of them.
 
 What could not be measured is null; no number is ever NaN or infinite. The same input gives the same document.
 """
@@ -17,7 +23,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .bootstrap import Interval
-from .drift import Drift, LayerCosine, exponential
+from .drift import Divergence, Drift, LayerCosine, exponential
 from .gates import Gate
 from .protocols import Protocol
 from .weights import TensorDrift
@@ -26,31 +32,50 @@ WORST = 10  # tensors listed
 
 
 @dataclass(frozen=True)
+class Asked:
+    """One text of the question; `text_sha256` is None where token ids were given. `tokens` counts scored ones."""
+
+    name: str
+    chunks: int
+    tokens: int
+    text_sha256: str | None
+    token_ids_sha256: str
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """The question that was asked, enough of it to ask again: two reports compare only where these agree.
 
-    `tokens` counts scored tokens. `notes` say what a reader of the numbers must know.
+    `notes` say what a reader of the numbers must know.
     """
 
     protocol: Protocol
-    chunks: int
-    tokens: int
-    text_sha256: str
-    token_ids_sha256: str
+    texts: tuple[Asked, ...]
     seed: int
     resamples: int
     notes: tuple[str, ...] = ()
 
+    @property
+    def chunks(self) -> int:
+        """Windows of all texts."""
+        return sum(text.chunks for text in self.texts)
+
+    @property
+    def tokens(self) -> int:
+        """Scored tokens of all texts."""
+        return sum(text.tokens for text in self.texts)
+
     def document(self) -> dict[str, Any]:
-        """As it stands in every report."""
+        """As it stands in every report; digests outside `texts` are the first text's."""
         return {
             "protocol": self.protocol.name,
             "n_ctx": self.protocol.n_ctx,
+            "stride": self.protocol.stride,
             "bos": self.protocol.bos,
             "chunks": self.chunks,
             "tokens": self.tokens,
-            "text_sha256": self.text_sha256,
-            "token_ids_sha256": self.token_ids_sha256,
+            "text_sha256": self.texts[0].text_sha256,
+            "token_ids_sha256": self.texts[0].token_ids_sha256,
             "seed": self.seed,
             "resamples": self.resamples,
             "notes": list(self.notes),
@@ -81,24 +106,45 @@ class PerplexityResult:
 
 @dataclass(frozen=True)
 class Reference:
-    """What the candidates are held against; `perplexity` is None where no candidate could be run."""
+    """What the candidates are held against; `perplexities`, a text each, are empty where no candidate could be run."""
 
     path: str
     bits_per_weight: float
     parameters: int
-    perplexity: float | None
+    nbytes: int
+    perplexities: tuple[float, ...]
+
+    @property
+    def perplexity(self) -> float | None:
+        """On the first text."""
+        return self.perplexities[0] if self.perplexities else None
+
+
+@dataclass(frozen=True)
+class NoiseFloor:
+    """The reference against itself with every layer's output rounded to bf16: drift that no quantization causes."""
+
+    kld: Interval
+    top1_agreement: Interval
+    chunks: int
 
 
 @dataclass(frozen=True)
 class CandidateResult:
-    """One candidate; `drift` is None where it could not be run, and then a failed gate says why."""
+    """One candidate; `drifts`, a text each, are empty where it could not be run, and then a failed gate says why."""
 
     path: str
     bits_per_weight: float
-    drift: Drift | None
+    nbytes: int
+    drifts: tuple[Drift, ...]
     layers: tuple[LayerCosine, ...]
     tensors: tuple[TensorDrift, ...]
     gates: tuple[Gate, ...]
+
+    @property
+    def drift(self) -> Drift | None:
+        """On the first text."""
+        return self.drifts[0] if self.drifts else None
 
     @property
     def passed(self) -> bool:
@@ -117,13 +163,16 @@ class CandidateResult:
         worst = sorted(changed, key=lambda tensor: (-tensor.n_nonfinite, -(tensor.relative_error or 0.0), tensor.name))
         return tuple(worst[:WORST])
 
-    def document(self) -> dict[str, Any]:
+    def document(self, texts: tuple[Asked, ...]) -> dict[str, Any]:
         """Plain values for JSON."""
+        named = [{"name": text.name, **drift_document(drift)} for text, drift in zip(texts, self.drifts, strict=False)]
         return {
             "path": self.path,
             "verdict": self.verdict,
             "bits_per_weight": self.bits_per_weight,
-            **_drift_document(self.drift),
+            "nbytes": self.nbytes,
+            **drift_document(self.drift),
+            "texts": named,
             "layers": [
                 {"layer": index, "cosine": layer.mean, "lowest": layer.lowest}
                 for index, layer in enumerate(self.layers)
@@ -140,6 +189,7 @@ class ValidationReport:
     evaluation: Evaluation
     reference: Reference
     candidates: tuple[CandidateResult, ...]
+    noise_floor: NoiseFloor | None = None
 
     @property
     def passed(self) -> bool:
@@ -153,31 +203,45 @@ class ValidationReport:
 
     def document(self) -> dict[str, Any]:
         """The report as plain values, ready for `json.dumps(..., allow_nan=False)`."""
+        texts = self.evaluation.texts
+        perplexities = self.reference.perplexities or (None,) * len(texts)
+        reference = {key: value for key, value in asdict(self.reference).items() if key != "perplexities"}
         return finite_values(
             {
                 "verdict": self.verdict,
                 **self.evaluation.document(),
-                "reference": asdict(self.reference),
-                "candidates": [candidate.document() for candidate in self.candidates],
+                "texts": [{**asdict(text), "perplexity": ppl} for text, ppl in zip(texts, perplexities, strict=True)],
+                "reference": {**reference, "perplexity": self.reference.perplexity},
+                "noise_floor": None if self.noise_floor is None else asdict(self.noise_floor),
+                "candidates": [candidate.document(texts) for candidate in self.candidates],
             }
         )
 
 
-def _drift_document(drift: Drift | None) -> dict[str, Any]:
+def drift_document(drift: Drift | None) -> dict[str, Any]:
+    """One text's numbers; null where nothing was measured."""
     if drift is None:
-        return dict.fromkeys(
-            ("perplexity", "delta_ln_ppl", "kld", "top1_agreement", "top1_low", "top1_high", "delta_p")
-        )
-    kld = asdict(drift.kld)
+        names = ("perplexity", "delta_ln_ppl", "kld", "reverse_kld", "top1_agreement", "top1_low", "top1_high")
+        return dict.fromkeys((*names, "top5_agreement", "top5_low", "top5_high", "delta_p", "flips"))
     return {
         "perplexity": drift.perplexity,
         "delta_ln_ppl": asdict(drift.delta_ln_ppl),
-        "kld": {**kld.pop("mean"), **kld},
+        "kld": _divergence(drift.kld),
+        "reverse_kld": _divergence(drift.reverse_kld),
         "top1_agreement": drift.top1_agreement.mean,
         "top1_low": drift.top1_agreement.low,
         "top1_high": drift.top1_agreement.high,
+        "top5_agreement": drift.top5_agreement.mean,
+        "top5_low": drift.top5_agreement.low,
+        "top5_high": drift.top5_agreement.high,
         "delta_p": asdict(drift.target_shift),
+        "flips": asdict(drift.flips),
     }
+
+
+def _divergence(divergence: Divergence) -> dict[str, Any]:
+    found = asdict(divergence)
+    return {**found.pop("mean"), **found}
 
 
 def finite_values(document: dict[str, Any]) -> dict[str, Any]:

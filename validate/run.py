@@ -1,123 +1,101 @@
 """The measurements themselves: perplexity of one model, and candidates against a reference.
 
-    tokens -> weights against weights, slab by slab -> every model's layers in step -> head in slices -> gates -> report
+    texts -> windows -> weights against weights, slab by slab -> every model's layers in step -> head in slices -> gates
 
-A candidate that cannot be run (a tensor is missing, misshapen, or not finite) fails without being run; a reference that
+The reference runs a second time on a few windows, its activations rounded to bf16 after each layer: the noise floor. A
+candidate that cannot be run (a tensor is missing, misshapen, or not finite) fails without being run; a reference that
 cannot is an error.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from ..convert.model import Model
 from ..convert.progress import Progress, silent
-from ..convert.tokenizer import Tokenizer
-from ..errors import InputError, NonFiniteError, UsageError
+from ..errors import NonFiniteError, UsageError
 from .bootstrap import interval
 from .drift import Drift, LayerCosine, TokenScores, drift, perplexity
-from .gates import Gate, default_limits, drift_gates, finite_gate, tensors_gate, tokenizer_gate
+from .gates import (
+    Gate,
+    config_gate,
+    drift_gates,
+    finite_gate,
+    special_tokens_gate,
+    tensors_gate,
+    tokenizer_gate,
+)
 from .head import score
+from .limits import default_limits
 from .options import ValidateOptions
-from .protocols import Protocol, Window, encode, protocol, text_digest, token_digest, windows
-from .report import CandidateResult, Evaluation, PerplexityResult, Reference, ValidationReport
+from .protocols import encode
+from .question import FEW_CHUNKS, Question, Subject, ask
+from .replay import arithmetic_facts
+from .report import CandidateResult, NoiseFloor, PerplexityResult, Reference, ValidationReport
 from .stream import Stream, run_layers
+from .texts import Text
 from .weights import WeightsDrift, compare_weights, same_dtype
 
-FEW_CHUNKS = 8
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A model and the name that it has in the report."""
-
-    path: str
-    model: Model
+FLOOR_CHUNKS = FEW_CHUNKS  # windows that the noise floor is measured on: a floor, known well enough from these
 
 
 def measure_perplexity(
-    subject: Subject, text: str, options: ValidateOptions | None = None, progress: Progress = silent
+    subject: Subject, text: Text, options: ValidateOptions | None = None, progress: Progress = silent
 ) -> PerplexityResult:
-    """Perplexity of `text`. NonFiniteError where a weight or an activation is not finite; InputError for too short a text."""
+    """Perplexity of one text. NonFiniteError where a weight or an activation is not finite; InputError if it is too short."""
     options = options or ValidateOptions()
-    _, cut, asked = _question(subject, text, options)
-    streams = [Stream(subject.path, subject.model, [window.tokens for window in cut])]
-    run_layers(streams, _Layers(streams), progress)
-    scores = score(streams, [window.scored for window in cut], options.slice_rows, progress)[0]
+    asked = ask(subject, [text], options)
+    streams = [Stream(subject.path, subject.model, [window.tokens for window in asked.windows])]
+    run_layers(streams, _Layers(streams, 1), progress)
+    scores = score(streams, [window.scored for window in asked.windows], options.slice_rows, progress)[0]
     _refuse_broken_logits(subject, scores)
     nll = interval([window.nll for window in scores], options.resamples, options.seed)
-    return PerplexityResult(subject.path, asked, nll)
+    return PerplexityResult(subject.path, asked.evaluation, nll)
 
 
 def validate(
     reference: Subject,
     candidates: Sequence[Subject],
-    text: str,
+    texts: Sequence[Text],
     options: ValidateOptions | None = None,
     progress: Progress = silent,
 ) -> ValidationReport:
-    """How far each candidate is from the reference on `text`, and whether that is within its limits.
+    """How far each candidate is from the reference on each text, and whether that is within its limits.
 
-    The reference's layers run once, whatever the number of candidates. InputError where the reference cannot be run or the
+    The reference's layers run once, whatever the number of candidates. InputError where the reference cannot be run or a
     text is too short; a damaged candidate is no error but a failed gate that names the damage.
     """
     options = options or ValidateOptions()
     if not candidates:
         raise UsageError("nothing to validate: name at least one candidate")
-    ids, cut, asked = _question(reference, text, options)
+    asked = ask(reference, texts, options)
     weights = compare_weights(reference.model, [c.model for c in candidates], options.threads, progress)
     runnable = [index for index, drift_ in enumerate(weights) if drift_.is_runnable]
-    measured = _measure(reference, [candidates[index] for index in runnable], cut, options, progress)
+    measured = _measure(reference, [candidates[index] for index in runnable], asked, options, progress)
     by_index = dict(zip(runnable, measured.candidates, strict=True))
     results = tuple(
-        _result(reference, candidate, ids, text, weights[index], by_index.get(index), options)
+        _result(reference, candidate, asked, weights[index], by_index.get(index), options)
         for index, candidate in enumerate(candidates)
     )
     model = reference.model
-    held = Reference(reference.path, model.bits_per_weight, model.parameters, measured.perplexity)
-    return ValidationReport(asked, held, results)
-
-
-def _question(subject: Subject, text: str, options: ValidateOptions) -> tuple[list[int], list[Window], Evaluation]:
-    """(ids of the whole text, windows to run, what to say of them)."""
-    how = protocol(options.protocol, options.n_ctx)
-    _check_context(subject, how)
-    tokenizer = _tokenizer(subject)
-    ids = encode(tokenizer, text)
-    cut = windows(ids, tokenizer, how, options.chunks)
-    notes = []
-    if len(cut) == 1:
-        notes.append("one chunk gives no interval: the gates judge the measured values themselves; give a longer text")
-    elif len(cut) < FEW_CHUNKS:
-        notes.append(f"{len(cut)} chunks: intervals from fewer than {FEW_CHUNKS} are too narrow; give a longer text")
-    scored = sum(len(window.scored[1]) for window in cut)
-    digests = (text_digest(text), token_digest(cut))
-    return ids, cut, Evaluation(how, len(cut), scored, *digests, options.seed, options.resamples, tuple(notes))
-
-
-def _tokenizer(subject: Subject) -> Tokenizer:
-    if subject.model.tokenizer is None:
-        raise InputError(f"{subject.path}: has no tokenizer, so a text cannot be scored; give one with --tokenizer")
-    return subject.model.tokenizer
-
-
-def _check_context(subject: Subject, how: Protocol) -> None:
-    trained = subject.model.config.get("max_position_embeddings")
-    if isinstance(trained, int) and how.n_ctx > trained:
-        raise UsageError(
-            f"{subject.path}: protocol {how.name} wants windows of {how.n_ctx} tokens, the model was trained on {trained}: "
-            f"give --ctx {trained} or fewer"
-        )
+    nbytes = sum(tensor.nbytes for tensor in model.tensors.values())
+    held = Reference(reference.path, model.bits_per_weight, model.parameters, nbytes, measured.perplexities)
+    return ValidationReport(asked.evaluation, held, results, measured.noise_floor)
 
 
 class _Layers:
-    """Watches the streams: cosine of each candidate's layer outputs with the reference's, and the first that breaks."""
+    """Watches the streams: cosine of each candidate's layer outputs with the reference's, and the first that breaks.
 
-    def __init__(self, streams: Sequence[Stream]) -> None:
+    Of the streams after the first `n_watched` nothing is kept.
+    """
+
+    def __init__(self, streams: Sequence[Stream], n_watched: int) -> None:
         self.streams = streams
+        self.n_watched = n_watched
         self.cosines: list[list[LayerCosine]] = [[] for _ in streams]
         self.broken: dict[int, str] = {}
 
@@ -130,7 +108,7 @@ class _Layers:
                 )
             self.broken[index] = said
             return False
-        if index:
+        if 0 < index < self.n_watched:
             self.cosines[index].append(_cosine(self.streams[0], self.streams[index]))
         return True
 
@@ -150,41 +128,74 @@ def _cosine(reference: Stream, candidate: Stream) -> LayerCosine:
 
 @dataclass(frozen=True)
 class _Run:
-    """A candidate's forward pass: no drift where it broke off, and then what broke it."""
+    """A candidate's forward pass: no drifts where it broke off, and then what broke it."""
 
-    drift: Drift | None
+    drifts: tuple[Drift, ...]
     layers: tuple[LayerCosine, ...]
+    config: Gate
     broken: str | None
 
 
 @dataclass(frozen=True)
 class _Measured:
-    perplexity: float | None
-    candidates: list[_Run]
+    perplexities: tuple[float, ...] = ()
+    candidates: tuple[_Run, ...] = ()
+    noise_floor: NoiseFloor | None = None
 
 
 def _measure(
-    reference: Subject, candidates: Sequence[Subject], cut: list[Window], options: ValidateOptions, progress: Progress
+    reference: Subject, candidates: Sequence[Subject], asked: Question, options: ValidateOptions, progress: Progress
 ) -> _Measured:
     if not candidates:
-        return _Measured(None, [])
-    tokens = [window.tokens for window in cut]
+        return _Measured()
+    windows = asked.windows
+    tokens = [window.tokens for window in windows]
     streams = [Stream(subject.path, subject.model, tokens) for subject in (reference, *candidates)]
-    watched = _Layers(streams)
+    n = len(streams)
+    if options.noise_floor:
+        streams.append(Stream(reference.path, reference.model, tokens[:FLOOR_CHUNKS], after=_rounded))
+    watched = _Layers(streams, n)
     run_layers(streams, watched, progress)
-    whole = [index for index in range(len(streams)) if index not in watched.broken]
-    found = score([streams[i] for i in whole], [w.scored for w in cut], options.slice_rows, progress)
+    whole = [index for index in range(n) if index not in watched.broken]
+    found = score([streams[i] for i in whole], [w.scored for w in windows], options.slice_rows, progress)
     scores = dict(zip(whole, found, strict=True))
     _refuse_broken_logits(reference, scores[0])
     runs = []
-    for index in range(1, len(streams)):
-        broken, apart = watched.broken.get(index), None
+    for index in range(1, n):
+        broken = watched.broken.get(index)
+        drifts: tuple[Drift, ...] = ()
         if index in scores and not all(window.is_finite for window in scores[index]):
             broken = "the output head gives NaN or infinity"
         elif index in scores:
-            apart = drift(scores[0], scores[index], options.resamples, options.seed)
-        runs.append(_Run(apart, tuple(watched.cosines[index]), broken))
-    return _Measured(perplexity(scores[0]), runs)
+            drifts = _drifts(asked, scores[0], scores[index], options)
+        config = config_gate(*(arithmetic_facts(stream.replay) for stream in (streams[0], streams[index])))
+        runs.append(_Run(drifts, tuple(watched.cosines[index]), config, broken))
+    heard = options.noise_floor and n not in watched.broken
+    floor = _noise_floor(streams[0], streams[n], asked, options) if heard else None
+    return _Measured(tuple(perplexity(part) for part in asked.by_text(scores[0])), tuple(runs), floor)
+
+
+def _drifts(
+    asked: Question, reference: list[TokenScores], candidate: list[TokenScores], options: ValidateOptions
+) -> tuple[Drift, ...]:
+    """One drift for each text."""
+    targets = [window.scored[1] for window in asked.windows]
+    cut = zip(asked.by_text(reference), asked.by_text(candidate), asked.by_text(targets), strict=True)
+    return tuple(drift(p, q, came, options.resamples, options.seed) for p, q, came in cut)
+
+
+def _rounded(hidden: Tensor) -> Tensor:
+    return hidden.bfloat16().float()
+
+
+def _noise_floor(reference: Stream, rounded: Stream, asked: Question, options: ValidateOptions) -> NoiseFloor:
+    """Both have gone through all layers; of the reference just the rounded one's windows are scored again."""
+    few = copy.copy(reference)
+    few.states = reference.states[: len(rounded.states)]
+    windows = asked.windows[: len(rounded.states)]
+    ours, theirs = score([few, rounded], [window.scored for window in windows], options.slice_rows)
+    apart = drift(ours, theirs, [window.scored[1] for window in windows], options.resamples, options.seed)
+    return NoiseFloor(apart.kld.mean, apart.top1_agreement, len(windows))
 
 
 def _refuse_broken_logits(subject: Subject, scores: list[TokenScores]) -> None:
@@ -195,25 +206,41 @@ def _refuse_broken_logits(subject: Subject, scores: list[TokenScores]) -> None:
 def _result(
     reference: Subject,
     candidate: Subject,
-    ids: list[int],
-    text: str,
+    asked: Question,
     weights: WeightsDrift,
     run: _Run | None,
     options: ValidateOptions,
 ) -> CandidateResult:
     model = candidate.model
     gates: list[Gate] = [finite_gate(weights, run.broken if run else None), tensors_gate(weights)]
-    if model.tokenizer is not None:
-        gates.append(tokenizer_gate(ids, encode(model.tokenizer, text)))
-    if run is not None and run.drift is not None:
+    gates += _tokenizer_gates(reference, candidate, asked)
+    if run is not None:
+        gates.append(run.config)
         same = same_dtype(reference.model, model)
-        limits = default_limits(model.bits_per_weight, model.parameters, same).overridden_by(options.limits)
-        gates += drift_gates(run.drift, limits)
+        limits = default_limits(model.bits_per_weight, model.parameters, same, options.table)
+        limits = limits.overridden_by(options.limits)
+        for text, apart in zip(asked.evaluation.texts, run.drifts, strict=False):
+            name = text.name if len(asked.parts) > 1 else None
+            gates += drift_gates(apart, limits, text.chunks, name)
     return CandidateResult(
         candidate.path,
         model.bits_per_weight,
-        run.drift if run else None,
+        sum(tensor.nbytes for tensor in model.tensors.values()),
+        run.drifts if run else (),
         run.layers if run else (),
         weights.tensors,
         tuple(gates),
     )
+
+
+def _tokenizer_gates(reference: Subject, candidate: Subject, asked: Question) -> list[Gate]:
+    """The same ids of every text, the same special tokens, where there are tokenizers to ask."""
+    ours, theirs = reference.model.tokenizer, candidate.model.tokenizer
+    if theirs is None:
+        return []
+    gates = [
+        tokenizer_gate(part.ids, encode(theirs, part.text.content), part.text.name if len(asked.parts) > 1 else None)
+        for part in asked.parts
+        if part.text.content is not None
+    ]
+    return gates if ours is None else [*gates, special_tokens_gate(ours, theirs)]

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from ..convert.progress import Progress, silent
 from ..errors import ModelError, NonFiniteError
 from ..formats.checkpoint import Bytes
 from ..kernels.scheme import decode
+from .modules import as_modules
 from .replay import Replay
 from .weights import listed
 
@@ -80,13 +82,24 @@ def finite(name: str, weights: Tensor) -> Tensor:
 class Stream:
     """One model on its way through its layers. `states[c]` is window c's hidden state, float32[1, T, d]."""
 
-    def __init__(self, name: str, model: Model, windows: Sequence[Tokens], source: WeightSource | None = None) -> None:
-        """Builds the empty network, checks that every tensor has its place, embeds the windows (token ids [T])."""
+    def __init__(
+        self,
+        name: str,
+        model: Model,
+        windows: Sequence[Tokens],
+        source: WeightSource | None = None,
+        after: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        """Builds the empty network, checks that every tensor has its place, embeds the windows (token ids [T]).
+
+        after  what becomes of each layer's output before the next one sees it
+        """
         self.name = name
-        self.model = model
         self.replay = Replay(model.config)
+        self.model = model = replace(model, tensors=as_modules(model.tensors, self.replay.shapes))
         self.n_layers = len(self.replay.layers)
         self._source = source or stored_weights(model)
+        self._after = after
         check_tensors(name, model, self.replay)
         self.replay.load_outer(self._source(self.replay.outer_names)())
         self.states = self._embed(windows)
@@ -117,8 +130,9 @@ class Stream:
         weights.clear()
         try:
             for window, state in enumerate(self.states):
-                self.states[window] = after = self.replay.run_layer(layer, state)
-                if not torch.isfinite(after).all():
+                output = self.replay.run_layer(layer, state)
+                self.states[window] = output if self._after is None else self._after(output)
+                if not torch.isfinite(output).all():
                     return window
                 tick(window)
         finally:
@@ -134,9 +148,9 @@ def run_layers(streams: Sequence[Stream], observe: Observer, progress: Progress 
     """Every stream through every layer, in step. After each layer of each stream `observe(stream, layer, bad)` sees
     `streams[stream].states`; where it answers False that stream stops."""
     steps = [(layer, index) for layer in range(streams[0].n_layers) for index in range(len(streams))]
-    windows = len(streams[0].states)
-    total = len(steps) * windows
+    total = sum(len(streams[index].states) for _, index in steps)
     stopped: set[int] = set()
+    done = 0
     with ThreadPoolExecutor(1) as reader:
         coming = reader.submit(streams[0].fetch, 0)
         for place, (layer, index) in enumerate(steps):
@@ -147,7 +161,8 @@ def run_layers(streams: Sequence[Stream], observe: Observer, progress: Progress 
             if following is not None:
                 coming = reader.submit(streams[following[1]].fetch, following[0])
             label = f"layer {layer + 1}/{streams[0].n_layers}"
-            bad = streams[index].advance(layer, weights, _ticker(progress, place * windows, total, label))
+            bad = streams[index].advance(layer, weights, _ticker(progress, done, total, label))
+            done += len(streams[index].states)
             if not observe(index, layer, bad):
                 stopped.add(index)
 

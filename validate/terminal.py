@@ -6,8 +6,8 @@ import math
 import textwrap
 
 from .bootstrap import Interval
-from .drift import Drift, LayerCosine, exponential
-from .report import CandidateResult, ValidationReport
+from .drift import Drift, Flips, LayerCosine, exponential
+from .report import CandidateResult, NoiseFloor, ValidationReport
 from .weights import TensorDrift
 
 WIDTH = 100
@@ -22,15 +22,29 @@ def render(report: ValidationReport) -> str:
         f"{asked.chunks} chunks, {asked.tokens} tokens scored, BOS {asked.protocol.bos}",
         f"reference  {report.reference.path}",
         f"           {report.reference.bits_per_weight:.2f} bits per weight, perplexity {_number(report.reference.perplexity)}",
+        *_noise_floor(report.noise_floor),
         *(line for note in asked.notes for line in _wrapped("note       ", note)),
     ]
-    return "\n".join([*head, *(line for candidate in report.candidates for line in _candidate(candidate))]) + "\n"
+    names = [text.name for text in asked.texts]
+    return "\n".join([*head, *(line for found in report.candidates for line in _candidate(found, names))]) + "\n"
 
 
-def _candidate(found: CandidateResult) -> list[str]:
+def _noise_floor(floor: NoiseFloor | None) -> list[str]:
+    if floor is None:
+        return []
+    said = (
+        f"KLD {floor.kld.mean:.6f}, top-1 the same {floor.top1_agreement.mean:.2%}: the reference itself with activations "
+        f"rounded to bf16, {floor.chunks} chunks"
+    )
+    return _wrapped("noise floor ", said)
+
+
+def _candidate(found: CandidateResult, texts: list[str]) -> list[str]:
     lines = ["", f"{found.verdict.upper()}  {found.path}", f"  {found.bits_per_weight:.2f} bits per weight"]
-    if found.drift is not None:
-        lines += _drift(found.drift)
+    for name, drift in zip(texts, found.drifts, strict=False):
+        if len(texts) > 1:
+            lines.append(f"  on {name}")
+        lines += _drift(drift)
     if found.layers:
         lines += _layers(found.layers)
     if found.worst_tensors:
@@ -38,7 +52,8 @@ def _candidate(found: CandidateResult) -> list[str]:
         lines += [_tensor(tensor) for tensor in found.worst_tensors]
     lines += ["  gates"]
     for gate in found.gates:
-        lines += _wrapped(f"    {'pass' if gate.passed else 'FAIL'}  {gate.name:<11}", gate.reason)
+        of = f"{gate.text}: " if gate.text else ""
+        lines += _wrapped(f"    {'pass' if gate.passed else 'FAIL'}  {gate.name:<15}", of + gate.reason)
     return lines
 
 
@@ -49,10 +64,23 @@ def _drift(drift: Drift) -> list[str]:
         f"  perplexity      {_number(drift.perplexity)}   change {change.mean:+.3%}{_range(change, '+.3%')}",
         f"  ln PPL change   {drift.delta_ln_ppl.mean:+.6f}{_range(drift.delta_ln_ppl, '+.6f')}",
         f"  top-1 the same  {drift.top1_agreement.mean:.2%}{_range(drift.top1_agreement, '.2%')}",
-        f"  KLD mean        {kld.mean.mean:.6f}{_range(kld.mean, '.6f')}",
+        f"  top-5 the same  {drift.top5_agreement.mean:.2%}{_range(drift.top5_agreement, '.2%')}",
+        f"  KLD mean        {kld.mean.mean:.6f}{_range(kld.mean, '.6f')}   reverse {drift.reverse_kld.mean.mean:.6f}",
         f"  KLD             median {kld.median:.6f}   90% {kld.p90:.6f}   95% {kld.p95:.6f}   99% {kld.p99:.6f}",
         f"                  99.9% {kld.p999:.6f}   max {kld.max:.6f}",
         f"  dp of the token mean {shift.mean:+.3%}   rms {shift.rms:.3%}   1% {shift.p1:+.3%}   99% {shift.p99:+.3%}",
+        *_flips(drift.flips),
+    ]
+
+
+def _flips(flips: Flips) -> list[str]:
+    bands = "   ".join(
+        f"{band.low:.0%}-{band.high:.0%} {band.flips / band.tokens:.2%}" for band in flips.bands if band.tokens
+    )
+    return [
+        f"  flips           {flips.changed} of {flips.tokens}: {flips.right_to_wrong} right to wrong, "
+        f"{flips.wrong_to_right} wrong to right",
+        f"  by confidence   {bands}",
     ]
 
 

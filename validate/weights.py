@@ -17,6 +17,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from ..convert.architecture import family_by
+from ..convert.assemble import HEAD
 from ..convert.model import LazyTensor, Model
 from ..convert.progress import Progress, silent
 from ..errors import NonFiniteError
@@ -24,7 +26,6 @@ from ..errors import NonFiniteError
 Rows = NDArray[np.float32]
 
 SLAB = 1 << 19  # weights compared at once: 2 MiB of float32, so that the float64 copies stay in a core's cache
-HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 UNRELATED = 0.8  # relative error from which on it is worth asking whether the tensor is another one of the reference's
 TWIN = 0.5  # relative error to another tensor of the reference below which the two are told to be the same
 TWINS_SOUGHT = 16  # where more tensors are unrelated it is another model, and each search reads a slab per layer
@@ -97,8 +98,10 @@ def same_dtype(reference: Model, candidate: Model) -> bool:
 def with_head(model: Model) -> dict[str, LazyTensor]:
     """The model's tensors, a tied head spelled out, so that a tied model compares with one that is not."""
     tensors = dict(model.tensors)
-    if model.config.get("tie_word_embeddings") and HEAD not in tensors and EMBEDDING in tensors:
-        tensors[HEAD] = tensors[EMBEDDING]
+    if model.config.get("tie_word_embeddings") and HEAD not in tensors:
+        embedding = family_by("name", model.architecture, model.architecture).embedding
+        if embedding in tensors:
+            tensors[HEAD] = tensors[embedding]
     return tensors
 
 

@@ -165,8 +165,10 @@ def test_head_sizes_of_their_own_are_told_to_llama_cpp(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("llama.rope.scaling.factor", GGUFValue("f32", 4.0)),
-        ("llama.rope.scale_linear", GGUFValue("f32", 2.0)),
+        ("llama.rope.scaling.type", GGUFValue("string", "yarn")),
+        ("llama.rope.scaling.attn_factor", GGUFValue("f32", 2.0)),
+        ("llama.attention.sliding_window", GGUFValue("u32", 32)),
+        ("llama.final_logit_softcapping", GGUFValue("f32", 30.0)),
         ("llama.attention.key_length", GGUFValue("u32", 32)),
         ("llama.block_count", GGUFValue("string", "2")),
     ],

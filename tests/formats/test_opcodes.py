@@ -400,6 +400,14 @@ def test_an_inert_object_that_holds_itself_is_refused():
         read(program, Policy(stubs=("argparse.Namespace",)))
 
 
+def test_the_way_back_to_a_parent_is_left_out():
+    program = (
+        PROTO + named("omegaconf", "Node") + b")\x81q\x00}" + text("_parent") + b"h\x00s" + text("_val") + b"K\x07sb."
+    )
+    made = read(program, Policy(stubs=("omegaconf",)))
+    assert isinstance(made, InertObject) and made.state == {"_val": 7}
+
+
 def test_the_package_names_no_unpickler():
     root = Path(smelt.__file__).parent
     rooms = ("formats", "kernels", "convert", "quantize", "validate")

@@ -133,6 +133,17 @@ def test_tied_tensors_lie_at_one_place(tmp_path):
     assert tensors["embed"].offset == tensors["head"].offset
 
 
+def test_reads_the_dict_inside_a_training_state(tmp_path):
+    state = {"model": {"w": some(2, 3)}, "optimizer": {"m": some(9)}, "step": 7}
+    checkpoint = open_pth(saved(tmp_path / "a.pt", state), inside="model")
+    assert list(checkpoint.tensors) == ["w"] and checkpoint.metadata["step"] == 7
+    assert read_whole(checkpoint.tensors["w"]) == values_of(state["model"]["w"])
+    with pytest.raises(FormatError, match="no dict under 'weights'"):
+        open_pth(tmp_path / "a.pt", inside="weights")
+    with pytest.raises(FormatError, match="below its top level"):
+        open_pth(tmp_path / "a.pt")
+
+
 def test_unwraps_parameters_and_reads_module_state(tmp_path):
     module = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
     checkpoint = open_pth(saved(tmp_path / "a.pth", module.state_dict()))

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from smelt.errors import FormatError
+from smelt.formats import sentencepiece
 from smelt.formats.sentencepiece import (
     BPE,
     BYTE,
@@ -158,6 +159,32 @@ def test_noise_is_an_error_or_a_model(noise: bytes) -> None:
         decode_model(UNK + noise)
     except FormatError:
         return
+
+
+def test_pieces_written_the_usual_way_are_read_as_any_others_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    many = [*PIECES, *((f"word{i}" * (1 + i % 30), -float(i), NORMAL) for i in range(200))]
+    usual = encode_model(replace(MODEL, pieces=tuple(many)))
+    odd = {
+        "an unknown field": piece(b"x") + field(1, field(1, b"y") + b"\x20\x01"),
+        "a score that is NaN": piece(b"z", float("nan")),
+        "no text": piece(b""),
+        "type 7": piece(b"z", 0.0, 7),
+        "not UTF-8": piece(b"\xff"),
+        "a length that runs out": b"\x0a\x0a\x0a\x7fabc",
+        "a long length in two bytes": b"\x0a\x8b\x00" + piece(b"zz")[2:],
+    }
+
+    def read(content: bytes) -> object:
+        try:
+            return decode_model(content)
+        except FormatError as error:
+            return str(error)
+
+    contents = [usual, *(piece(b"first") + extra + usual for extra in odd.values())]
+    quickly = [read(content) for content in contents]
+    monkeypatch.setattr(sentencepiece, "_usual_pieces", lambda content: ([], 0))
+    assert quickly == [read(content) for content in contents]
+    assert isinstance(quickly[0], SentencePieceModel)
 
 
 def test_too_many_pieces_are_refused_before_they_fill_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -316,11 +316,23 @@ def test_compiles_without_spills_and_inexact_instructions(name: str) -> None:
     check_compiled(name, 90, "fp32")
 
 
+LAUNCHES = sorted(compile_check.launches())
+VARIANTS = [(c, "fp32") for c in compile_check.CAPABILITIES] + [(90, "fp16"), (90, "bf16")]
+# Compiling all of them takes over an hour on two cores: each launch once among the long tests, in another way than its
+# neighbours; every launch in every way among the exhaustive ones.
+SAMPLED = [(name, *VARIANTS[number % len(VARIANTS)]) for number, name in enumerate(LAUNCHES)]
+
+
 @pytest.mark.long
+@pytest.mark.parametrize(("name", "capability", "float_type"), SAMPLED)
+def test_compiles_for_some_card_and_float_type(name: str, capability: int, float_type: str) -> None:
+    check_compiled(name, capability, float_type)
+
+
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
-    ("capability", "float_type"),
-    [(c, "fp32") for c in compile_check.CAPABILITIES] + [(90, "fp16"), (90, "bf16")],
+    ("name", "capability", "float_type"),
+    [(name, *variant) for name in LAUNCHES for variant in VARIANTS if (name, *variant) not in SAMPLED],
 )
-@pytest.mark.parametrize("name", sorted(compile_check.launches()))
-def test_compiles_for_every_float_type(name: str, capability: int, float_type: str) -> None:
+def test_compiles_for_every_card_and_float_type(name: str, capability: int, float_type: str) -> None:
     check_compiled(name, capability, float_type)

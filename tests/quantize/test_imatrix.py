@@ -184,12 +184,30 @@ def test_tensors_that_stay_floats_need_no_entry() -> None:
     assert len(for_model(importance({"blk.0.attn_q.weight": None}), SMALL, dtypes)[0]) == 6
 
 
-@pytest.mark.parametrize("recipe", ["IQ2_XXS", "IQ3_XXS", "Q2_K_S"])
+@pytest.mark.parametrize("recipe", ["IQ1_S", "IQ1_M", "IQ2_XXS", "IQ3_XXS", "Q2_K_S"])
 def test_recipes_that_need_importance_refuse_without_it(monkeypatch: pytest.MonkeyPatch, recipe: str) -> None:
     monkeypatch.setattr(choosing, "can_encode", lambda _dtype: True)
     with pytest.raises(UsageError, match=r"blk\.0\..*--imatrix"):
         choose(SHAPES["LLAMA_7B"], RECIPES[recipe], ChooseOptions())
     assert choose(SHAPES["LLAMA_7B"], RECIPES[recipe], ChooseOptions(imatrix=True)).schemes
+
+
+@pytest.mark.parametrize("scheme", ["iq1_s", "iq1_m"])
+def test_the_smallest_types_are_made_with_importance_and_refused_without(tmp_path: Path, scheme: str) -> None:
+    write_meta(tmp_path / "meta", dim=256)
+    tensors = open_checkpoint(tmp_path / "meta", OPTIONS).tensors
+    ffn = tensors["model.layers.0.mlp.down_proj.weight"].shape[1]
+    roles = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+    columns = {f"blk.{i}.{role}.weight": ffn if role == "ffn_down" else 256 for i in range(2) for role in roles}
+    sums = {name: np.ones((1, n)) for name, n in columns.items()}
+    path = write_gguf(tmp_path / "i.gguf", sums, {name: [1.0] for name in columns})
+    with pytest.raises(UsageError, match=r"blk\.0\..*--imatrix"):
+        quantize(tmp_path / "meta", tmp_path / "m.gguf", scheme, options=OPTIONS)
+    quantize(tmp_path / "meta", tmp_path / "m.gguf", scheme, imatrix=path, options=OPTIONS)
+    out = open_checkpoint(tmp_path / "m.gguf", OPTIONS).tensors["model.layers.1.mlp.up_proj.weight"]
+    source = tensors["model.layers.1.mlp.up_proj.weight"].load_float32()
+    assert out.dtype.name == scheme.upper()
+    assert ((out.load_float32() - source) ** 2).sum() < 0.4 * (source**2).sum()
 
 
 def test_importance_is_used_and_recorded(tmp_path: Path) -> None:
@@ -225,7 +243,7 @@ def test_importance_is_used_and_recorded(tmp_path: Path) -> None:
     }
     manifest = json.loads((tmp_path / "with.gguf.smelt.json").read_text())
     assert manifest["provenance"] == recorded
-    assert {"file": "i.gguf", "bytes": path.stat().st_size} in manifest["sources"]
+    assert ("i.gguf", path.stat().st_size) in [(source["file"], source["bytes"]) for source in manifest["sources"]]
     assert "provenance" not in json.loads((tmp_path / "without.gguf.smelt.json").read_text())
     assert made.folder.exists()
 

@@ -12,7 +12,9 @@ from smelt.api import convert
 from smelt.convert.open import open_model
 from smelt.convert.options import OpenOptions
 from smelt.validate.options import ValidateOptions
-from smelt.validate.run import Subject, measure_perplexity
+from smelt.validate.question import Subject
+from smelt.validate.run import measure_perplexity
+from smelt.validate.texts import Text
 
 llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python judges the protocol")
 
@@ -42,6 +44,6 @@ def test_perplexity_is_llama_cpps(tmp_path: Path) -> None:
     write_meta(tmp_path / "meta", dim=64, n_kv_heads=2)
     convert(tmp_path / "meta", tmp_path / "m.gguf", dtype="f32", options=OpenOptions(context_length=256))
     model = open_model(tmp_path / "m.gguf")
-    found = measure_perplexity(Subject("m", model), TEXT, ValidateOptions(n_ctx=N_CTX, resamples=100))
+    found = measure_perplexity(Subject("m", model), Text("text", TEXT), ValidateOptions(n_ctx=N_CTX, resamples=100))
     assert found.evaluation.chunks >= 4
     assert found.perplexity == pytest.approx(llama_cpp_perplexity(tmp_path / "m.gguf"), rel=1e-4)

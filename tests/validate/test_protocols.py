@@ -67,3 +67,36 @@ def test_the_token_digest_tells_questions_apart() -> None:
     first, second = ([*range(10, 26)], [*range(11, 27)])
     digests = [token_digest(windows(ids, TOKENIZER, protocol("gptq", 8))) for ids in (first, first, second)]
     assert digests[0] == digests[1] != digests[2]
+
+
+@pytest.mark.parametrize(("n_ctx", "stride"), [(8, 4), (8, 3), (8, 1), (37, 5)])
+def test_strided_windows_score_every_token_but_the_first_once(n_ctx: int, stride: int) -> None:
+    ids = list(range(1000, 1037))
+    cut = windows(ids, TOKENIZER, protocol("strided", n_ctx, stride))
+    assert [token for window in cut for token in window.scored[1].tolist()] == ids[1:]
+    assert all(window.tokens[0] == ids[k * stride] for k, window in enumerate(cut))
+    assert all(len(window.tokens) == n_ctx for window in cut[:-1])
+
+
+def test_strided_follows_the_published_loop() -> None:
+    """transformers' documentation, "Perplexity of fixed-length models": -100 masks what an earlier window scored."""
+    ids = list(range(50))
+    wanted, reached = [], 0
+    for begin in range(0, len(ids), 6):
+        end = min(begin + 16, len(ids))
+        fresh = end - reached
+        labels = [-100] * (end - begin - fresh) + ids[end - fresh : end]
+        wanted.append((ids[begin:end], [label for label in labels[1:] if label != -100]))
+        reached = end
+        if end == len(ids):
+            break
+    cut = windows(ids, TOKENIZER, protocol("strided", 16, 6))
+    assert [(w.tokens.tolist(), w.scored[1].tolist()) for w in cut] == wanted
+
+
+def test_a_stride_is_for_overlapping_windows_alone() -> None:
+    with pytest.raises(UsageError, match="do not overlap"):
+        protocol("gptq", 64, 32)
+    for stride in (0, 65):
+        with pytest.raises(UsageError, match="wanted 1 to 64"):
+            protocol("strided", 64, stride)
