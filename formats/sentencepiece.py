@@ -126,7 +126,7 @@ def _check_pieces(pieces: list[Piece]) -> None:
 def _usual_pieces(content: bytes) -> tuple[list[Piece], int]:
     """The leading pieces that are written as the library writes them (text, score, type), and the byte after them.
 
-    What looks any other way is left to `_fields`, which reads, or refuses, everything: 32,000 pieces take it 0.33 s, this 0.04.
+    What looks any other way is left to `_fields`, which reads, or refuses, everything: 32,000 pieces take it 0.30 s, this 0.11.
     """
     pieces: list[Piece] = []
     position = 0
