@@ -15,6 +15,7 @@ import triton.language as tl
 
 from ..reference import checks
 from ..reference import search as reference
+from .blocks import widen
 
 TINY = tl.constexpr(float(reference.TINY))
 TO_EVEN = tl.constexpr(1.5 * 2**23)
@@ -32,7 +33,7 @@ def load_block(start, inside, WIDTH: tl.constexpr, LOG: tl.constexpr):
     """
     R: tl.constexpr = start.shape[0]
     place = tl.arange(0, WIDTH // 4)[:, None, None] * 4 + tl.arange(0, 4)[None, None, :]
-    block = tl.load(start[None, :, None] + place, mask=inside[None, :, None], other=0.0).to(tl.float32)
+    block = widen(tl.load(start[None, :, None] + place, mask=inside[None, :, None], other=0.0))
     parts = (tl.reshape(tl.permute(block, (1, 0, 2)), (R, WIDTH)),)
     # part k holds the elements k, k + n, k + 2n, ... of n parts; halving each keeps that true
     for level in tl.static_range(0, LOG):

@@ -54,7 +54,7 @@ MODULES = compile_check.modules()
 TYPES = sorted(MODULES)
 PLAIN = [name for name in TYPES if name in (*EXACT, "f16", "bf16")]  # nothing is searched without importance
 BLOCK = {name: max(module.DTYPE.block, 32) for name, module in MODULES.items()}
-LARGEST = {"nvfp4": 2700.0}  # where a format cannot hold every fp16 number
+LARGEST = {"nvfp4": 2700.0, "q4_1": 3e4, "q5_1": 3e4}  # where a format cannot hold every fp16 number
 ONE_OF_EACH = {("q4_k", False), ("q6_k", False), ("iq4_nl", False), ("q4_0", True), ("q4_1", True), ("q6_k", True)}
 ONE_OF_EACH |= {("q2_k", False), ("q3_k", True)}
 
