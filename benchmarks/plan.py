@@ -110,8 +110,7 @@ def dry_run(source: Path, target: Path, to: str) -> dict[str, float]:
     )
     started = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-P", "-c", code], stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    output = process.stdout.read()
+    output = process.stdout.read() if process.stdout else b""
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"{source}: exit status {status}")

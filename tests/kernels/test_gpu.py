@@ -318,8 +318,8 @@ def test_compiles_without_spills_and_inexact_instructions(name: str) -> None:
 
 LAUNCHES = sorted(compile_check.launches())
 VARIANTS = [(c, "fp32") for c in compile_check.CAPABILITIES] + [(90, "fp16"), (90, "bf16")]
-# Compiling all of them takes over an hour on two cores: each launch once among the long tests, in another way than its
-# neighbours; every launch in every way among the exhaustive ones.
+# Compiling is slow: each launch once among the long tests, in another way than its neighbours; every launch in every way,
+# five times as many, among the exhaustive ones.
 SAMPLED = [(name, *VARIANTS[number % len(VARIANTS)]) for number, name in enumerate(LAUNCHES)]
 
 
