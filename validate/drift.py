@@ -4,7 +4,6 @@
     KLD_t = sum p (ln p - ln q)                               dp_t = q(x_t) - p(x_t)
     top-1 agreement = share of tokens where both models' likeliest token is the same (where not, it is a flip)
     top-5 agreement = mean share of the reference's five likeliest tokens that are among the candidate's five
-    layer cosine = h_p . h_q / (|h_p| |h_q|) of the hidden states after a layer, over tokens
 
 Pairing matters: a model's perplexity is known to about 1 % from a few thousand tokens, the difference of two models
 on the same tokens ten times better. Intervals resample whole chunks (bootstrap.py). All logarithms are natural.
@@ -107,14 +106,6 @@ class Flips:
     right_to_wrong: int
     wrong_to_right: int
     bands: tuple[FlipBand, ...]
-
-
-@dataclass(frozen=True)
-class LayerCosine:
-    """Cosine of a layer's output with the reference's; `lowest` is the worst token's."""
-
-    mean: float
-    lowest: float
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,9 @@
                   kld, reverse_kld {mean, low, high, median, p90, p95, p99, p999, max},
                   top1_agreement, top1_low, top1_high, top5_agreement, top5_low, top5_high,
                   delta_p {mean, rms, p01 ... p999}, flips {tokens, changed, right_to_wrong, wrong_to_right, bands [...]},
-                  texts [{name, ...the same numbers}], layers [{layer, cosine, lowest}], worst_tensors [...], gates [...]}]}
+                  texts [{name, ...the same numbers}],
+                  layers [{layer, cosine, lowest, relative_error, isolated {the same three}, kld_alone}],
+                  worst_tensors [...], gates [...]}]}
 
 Of several texts the numbers outside `texts` are the first one's; the verdict is over all of them.
 
@@ -23,8 +25,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .bootstrap import Interval
-from .drift import Divergence, Drift, LayerCosine, exponential
+from .drift import Divergence, Drift, exponential
 from .gates import Gate
+from .layers import LayerDrift
 from .protocols import Protocol
 from .weights import TensorDrift
 
@@ -137,7 +140,7 @@ class CandidateResult:
     bits_per_weight: float
     nbytes: int
     drifts: tuple[Drift, ...]
-    layers: tuple[LayerCosine, ...]
+    layers: tuple[LayerDrift, ...]
     tensors: tuple[TensorDrift, ...]
     gates: tuple[Gate, ...]
 
@@ -174,7 +177,12 @@ class CandidateResult:
             **drift_document(self.drift),
             "texts": named,
             "layers": [
-                {"layer": index, "cosine": layer.mean, "lowest": layer.lowest}
+                {
+                    "layer": index,
+                    **asdict(layer.accumulated),
+                    "isolated": None if layer.isolated is None else asdict(layer.isolated),
+                    "kld_alone": layer.kld_alone,
+                }
                 for index, layer in enumerate(self.layers)
             ],
             "worst_tensors": [{**asdict(tensor), "sqnr_db": tensor.sqnr_db} for tensor in self.worst_tensors],

@@ -6,7 +6,8 @@ import math
 import textwrap
 
 from .bootstrap import Interval
-from .drift import Drift, Flips, LayerCosine, exponential
+from .drift import Drift, Flips, exponential
+from .layers import LayerDrift
 from .report import CandidateResult, NoiseFloor, ValidationReport
 from .weights import TensorDrift
 
@@ -101,11 +102,13 @@ def _range(interval: Interval, form: str) -> str:
     return f"   95% [{interval.low:{form}}, {interval.high:{form}}]"
 
 
-def _layers(layers: tuple[LayerCosine, ...]) -> list[str]:
-    worst = min(range(len(layers)), key=lambda index: layers[index].mean)
-    bars = "".join(_bar(layer.mean) for layer in layers)
+def _layers(layers: tuple[LayerDrift, ...]) -> list[str]:
+    worst = min(range(len(layers)), key=lambda index: layers[index].accumulated.cosine)
+    bars = "".join(_bar(layer.accumulated.cosine) for layer in layers)
     rows = textwrap.wrap(f"|{bars}|", WIDTH - 20, drop_whitespace=False)
-    said = f"lowest {layers[worst].mean:.6f} after layer {worst}, last {layers[-1].mean:.6f}"
+    said = (
+        f"lowest {layers[worst].accumulated.cosine:.6f} after layer {worst}, last {layers[-1].accumulated.cosine:.6f}"
+    )
     return [
         f"  layer cosine    {rows[0]}",
         *(f"                  {row}" for row in rows[1:]),

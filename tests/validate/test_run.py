@@ -182,7 +182,7 @@ def test_a_model_against_itself_is_exactly_zero_and_passes(tiny: Any, text: str)
     assert (change.mean, change.low, change.high) == (0.0, 0.0, 0.0)
     assert found.drift.kld.max == 0.0
     assert found.drift.top1_agreement.low == 1.0
-    assert [layer.mean for layer in found.layers] == [1.0, 1.0, 1.0]
+    assert [layer.accumulated.cosine for layer in found.layers] == [1.0, 1.0, 1.0]
     assert found.worst_tensors == ()
 
 
@@ -201,7 +201,7 @@ def test_a_zeroed_tensor_fails_and_is_named(tiny: Any, text: str) -> None:
     assert found.verdict == "fail"
     assert gate(found, "tensors").reason == f"{ZEROED} is all zeros"
     assert found.worst_tensors[0].name == ZEROED
-    assert [layer.mean == 1.0 for layer in found.layers] == [True, False, False]
+    assert [layer.accumulated.cosine == 1.0 for layer in found.layers] == [True, False, False]
 
 
 def test_swapped_layers_fail_and_both_are_named_with_what_they_really_are(tiny: Any, text: str) -> None:
