@@ -4,6 +4,7 @@
     KLD_t = sum p (ln p - ln q)                               dp_t = q(x_t) - p(x_t)
     top-1 agreement = share of tokens where both models' likeliest token is the same (where not, it is a flip)
     top-5 agreement = mean share of the reference's five likeliest tokens that are among the candidate's five
+    histogram = tokens by their KLD, in bins of a quarter of a decade
 
 Pairing matters: a model's perplexity is known to about 1 % from a few thousand tokens, the difference of two models
 on the same tokens ten times better. Intervals resample whole chunks (bootstrap.py). All logarithms are natural.
@@ -27,6 +28,8 @@ Tokens = NDArray[np.int64]
 
 TOP = 5  # likeliest tokens that are compared
 CONFIDENCE = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)  # edges of the bands that flips are counted in
+# Edges of the bins that KLD is counted in, 1e-7 to 100: four a decade, as decimal fractions, the same on every machine.
+KLD_EDGES = (*(float(f"{step}e{power}") for power in range(-7, 2) for step in ("1", "1.8", "3.2", "5.6")), 100.0)
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,14 @@ class Flips:
 
 
 @dataclass(frozen=True)
+class Histogram:
+    """Tokens by KLD: counts[0] of them below edges[0], counts[i] in [edges[i - 1], edges[i]), counts[-1] from edges[-1] on."""
+
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Drift:
     """A candidate against the reference. `delta_ln_ppl` is paired."""
 
@@ -120,6 +131,7 @@ class Drift:
     top5_agreement: Interval
     target_shift: TargetShift
     flips: Flips
+    histogram: Histogram
 
     @property
     def ppl_ratio_upper(self) -> float:
@@ -152,17 +164,25 @@ def drift(
     targets  for each window the tokens that came, int64[n]
     """
     pairs = list(zip(reference, candidate, strict=True))
+    kld = [score.kld for score in candidate if score.kld is not None]
     agree = [(p.argmax == q.argmax).astype(np.float64) for p, q in pairs]
     return Drift(
         perplexity(candidate),
         interval([q.nll - p.nll for p, q in pairs], resamples, seed),
-        _divergence([score.kld for score in candidate if score.kld is not None], resamples, seed),
+        _divergence(kld, resamples, seed),
         _divergence([score.reverse_kld for score in candidate if score.reverse_kld is not None], resamples, seed),
         interval(agree, resamples, seed),
         interval([_overlap(p.top, q.top) for p, q in pairs], resamples, seed),
         _target_shift(np.concatenate([np.exp(-q.nll) - np.exp(-p.nll) for p, q in pairs])),
         _flips(pairs, np.concatenate(targets)),
+        kld_histogram(np.concatenate(kld)),
     )
+
+
+def kld_histogram(kld: Values) -> Histogram:
+    """Divergences float64[n] in nats -> how many there are in each bin. A value on an edge is in the bin above it."""
+    bins = np.searchsorted(KLD_EDGES, kld, side="right")
+    return Histogram(KLD_EDGES, tuple(int(n) for n in np.bincount(bins, minlength=len(KLD_EDGES) + 1)))
 
 
 def _overlap(ours: Tokens, theirs: Tokens) -> Values:

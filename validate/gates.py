@@ -65,11 +65,18 @@ def tensor_limit(tensor: TensorDrift) -> float:
 
 def finite_gate(weights: WeightsDrift, broken_layer: str | None) -> Gate:
     """No NaN, no infinity: in the weights, and in what the layers make of them (`broken_layer` says where they do)."""
-    reasons = [f"{tensor.name}: {tensor.n_nonfinite} NaN or infinite weights" for tensor in weights.nonfinite]
+    reasons = [_nonfinite(tensor) for tensor in weights.nonfinite]
     if broken_layer is not None:
         reasons.append(broken_layer)
     count = sum(tensor.n_nonfinite for tensor in weights.nonfinite)
     return Gate("finite", 0, float(count), not reasons, listed(reasons) or "every weight and activation is finite")
+
+
+def _nonfinite(tensor: TensorDrift) -> str:
+    n_nan = tensor.n_nonfinite - tensor.n_infinite
+    told = [f"{count} {word}" for count, word in ((n_nan, "NaN"), (tensor.n_infinite, "infinite")) if count]
+    cause = ", as numbers beyond 65504 become in fp16" if tensor.n_infinite and tensor.dtype == "F16" else ""
+    return f"{tensor.name} ({tensor.dtype}): {' and '.join(told)} of {tensor.n_weights} weights{cause}"
 
 
 def tensors_gate(weights: WeightsDrift) -> Gate:
@@ -98,7 +105,7 @@ def _damage(tensor: TensorDrift) -> str:
     said = (
         f"{tensor.name} ({tensor.dtype}) has relative error {tensor.relative_error:.3g}, limit {tensor_limit(tensor):g}"
     )
-    return said + (f": it is the reference's {tensor.resembles}" if tensor.resembles else "")
+    return said + (f": {tensor.mistake}" if tensor.mistake else "")
 
 
 def tokenizer_gate(reference: Sequence[int], candidate: Sequence[int], text: str | None = None) -> Gate:
@@ -108,8 +115,17 @@ def tokenizer_gate(reference: Sequence[int], candidate: Sequence[int], text: str
     pairs = enumerate(zip(reference, candidate, strict=False))
     place = next((i for i, (ours, theirs) in pairs if ours != theirs), min(len(reference), len(candidate)))
     ids = [ids[place] if place < len(ids) else "the end" for ids in (reference, candidate)]
-    reason = f"token {place} of the text is {ids[1]}, the reference's is {ids[0]}"
+    reason = f"token {place} of the text is {ids[1]}, the reference's is {ids[0]}" + _shift(reference, candidate)
     return Gate("tokenizer", 0, None, False, reason, text=text)
+
+
+def _shift(reference: Sequence[int], candidate: Sequence[int]) -> str:
+    """Said where the ids that differ do so by one number, and most do: special tokens may keep theirs."""
+    apart = [theirs - ours for ours, theirs in zip(reference, candidate, strict=False) if ours != theirs]
+    if len(reference) != len(candidate) or len(set(apart)) != 1 or 2 * len(apart) < len(reference):
+        return ""
+    by = "one" if abs(apart[0]) == 1 else str(abs(apart[0]))
+    return f"; {len(apart)} ids are {by} too {'high' if apart[0] > 0 else 'low'}: the vocabulary is shifted by {by}"
 
 
 def special_tokens_gate(reference: Tokenizer, candidate: Tokenizer) -> Gate:
@@ -127,20 +143,27 @@ def special_tokens_gate(reference: Tokenizer, candidate: Tokenizer) -> Gate:
     return Gate("special tokens", 0, float(len(wrong)), not wrong, said)
 
 
+def not_measured(name: str, why: str, text: str | None = None) -> Gate:
+    """A question that was not asked: it does not fail."""
+    return Gate(name, None, None, True, f"not measured: {why}", text=text)
+
+
 def config_gate(reference: Mapping[str, Any], candidate: Mapping[str, Any]) -> Gate:
     """The same facts that the forward pass computes with, such as the rotary base, up to float32's precision."""
     names = sorted({*reference, *candidate})
-    wrong = [
-        _differs(name, reference.get(name), candidate.get(name))
-        for name in names
-        if not _alike(reference.get(name), candidate.get(name))
-    ]
+    wrong = [said for name in names for said in _differences(name, reference.get(name), candidate.get(name))]
     return Gate("config", 0, float(len(wrong)), not wrong, listed(wrong) or "the same facts about the model")
 
 
-def _alike(ours: Any, theirs: Any) -> bool:
+def _differences(name: str, ours: Any, theirs: Any) -> list[str]:
+    """A line for each fact that differs, those inside `rope_parameters` and its like by their own names."""
     if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
-        return all(_alike(ours.get(key), theirs.get(key)) for key in {*ours, *theirs})
+        keys = sorted({*ours, *theirs}, key=str)
+        return [said for key in keys for said in _differences(f"{name}.{key}", ours.get(key), theirs.get(key))]
+    return [] if _alike(ours, theirs) else [_differs(name, ours, theirs)]
+
+
+def _alike(ours: Any, theirs: Any) -> bool:
     if isinstance(ours, float) or isinstance(theirs, float):
         numbers = [value for value in (ours, theirs) if isinstance(value, (int, float)) and not isinstance(value, bool)]
         return len(numbers) == 2 and math.isclose(*numbers, rel_tol=1e-6)

@@ -8,95 +8,102 @@ For logits r (reference) and c (candidate) of one position, online over slices a
 which is sum p (ln p - ln q) without any row of 32,000 probabilities; the reverse divergence is the same with r and c
 exchanged. The five likeliest tokens are merged from slice to slice. Peak memory, in bytes: 4 m Vs d (one slice of the
 output matrix for each of m models) + about 50 n Vs for a window of n scored positions.
+
+The reference need not be a model that runs: whatever gives a slice of the vocabulary for a window (`Speaker`) can stand in
+its place, such as hidden states that were saved (baseline.py) or a file of log-probabilities (llama_base.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from ..convert.model import LazyTensor
 from ..convert.progress import Progress, silent
-from .drift import TOP, TokenScores, Values
+from .drift import TokenScores
+from .odds import Odds, RecordedOdds
+from .replay import Replay
 from .stream import Stream, Tokens, as_torch, finite
 
+# (index of a window, first position, number of positions) -> what belongs to those positions
+Slice = Callable[[int, int, int], Tensor]
 
-class _Odds:
-    """One model's distribution at n positions, as far as its vocabulary has been seen."""
 
-    def __init__(self, targets: Tensor) -> None:
-        n = len(targets)
-        self.targets = targets
-        self.peak = torch.full((n,), -torch.inf, dtype=torch.float64)
-        self.total = torch.zeros(n, dtype=torch.float64)
-        self.top_logits = torch.full((n, 0), -torch.inf, dtype=torch.float64)
-        self.top = torch.zeros((n, 0), dtype=torch.int64)
-        self.target_logit = torch.full((n,), -torch.inf, dtype=torch.float64)
-
-    def add(self, start: int, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """logits float64[n, Vs] of tokens from `start` on -> (e^(old peak - new peak) [n], e^(logits - peak) [n, Vs])."""
-        self._rank(start, logits)
-        peak = self.top_logits[:, 0]
-        shrink = torch.exp(self.peak - peak)
-        weights = torch.exp(logits - peak[:, None])
-        self.total = self.total * shrink + weights.sum(dim=1)
-        self.peak = peak
-        here = (self.targets >= start) & (self.targets < start + logits.shape[1])
-        self.target_logit[here] = logits[here, self.targets[here] - start]
-        return shrink, weights
-
-    def _rank(self, start: int, logits: Tensor) -> None:
-        """Merge the slice's likeliest tokens into `top`. On equal logits the lower token id wins, as in a plain argmax:
-        slices come in ascending order, and a stable sort keeps what came first."""
-        places = torch.topk(logits, min(TOP + 1, logits.shape[1]), dim=1).indices.sort(dim=1).values
-        # Of many equal logits topk keeps any; the plain maximum is put first so that the likeliest is the lowest id.
-        first = logits.max(dim=1, keepdim=True).indices
-        places = torch.where((places == first).any(dim=1, keepdim=True), places, torch.cat((first, places[:, 1:]), 1))
-        values = torch.cat((self.top_logits, logits.gather(1, places)), 1)
-        ids = torch.cat((self.top, places + start), 1)
-        order = values.sort(dim=1, descending=True, stable=True).indices[:, :TOP]
-        self.top_logits, self.top = values.gather(1, order), ids.gather(1, order)
+class Speaker(Protocol):
+    """Anything that says how likely each token of the vocabulary is, at every scored position of every window."""
 
     @property
-    def log_sum(self) -> Tensor:
-        return self.peak + torch.log(self.total)
+    def n_tokens(self) -> int:
+        """The size of its vocabulary."""
 
-    def scores(self, kld: Tensor | None = None, reverse_kld: Tensor | None = None) -> TokenScores:
-        nll = (self.log_sum - self.target_logit).numpy()
-        confidence = torch.exp(self.peak - self.log_sum).numpy()
-        return TokenScores(nll, self.top.numpy(), confidence, _from_zero(kld), _from_zero(reverse_kld))
+    def odds(self, window: int, targets: Tensor, /) -> Odds | RecordedOdds:
+        """Empty sums for the positions of one window, whose successors are `targets` int64[n]."""
+
+    def slice(self, start: int, stop: int, /) -> Slice:
+        """Loads what tokens [start, stop) need; the function gives their logits float64[n, stop - start]."""
 
 
-def _from_zero(kld: Tensor | None) -> Values | None:
-    """Rounding may leave -1e-17 of an exact 0; NaN passes through."""
-    return None if kld is None else np.maximum(kld.numpy(), 0.0)
+class Head:
+    """A model's final norm and output matrix over its final hidden states."""
+
+    def __init__(self, replay: Replay, tensors: Mapping[str, LazyTensor], hidden: Slice) -> None:
+        """`hidden` gives float32[1, n, d] after the last layer; `replay` has its outer weights loaded."""
+        self._replay, self._tensors, self._hidden = replay, tensors, hidden
+
+    @property
+    def n_tokens(self) -> int:
+        """Rows of the output matrix."""
+        return self._tensors[self._replay.head_name].shape[0]
+
+    def odds(self, _window: int, targets: Tensor) -> Odds:
+        """As `Speaker.odds`."""
+        return Odds(targets)
+
+    def slice(self, start: int, stop: int) -> Slice:
+        """As `Speaker.slice`. NonFiniteError names a weight of the output matrix."""
+        rows, bias = self._rows(start, stop)
+        return lambda window, first, n: self._replay.logits(self._hidden(window, first, n), rows, bias).double()
+
+    def _rows(self, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
+        """Rows [start, stop) of the output matrix, and of its bias where it has one."""
+        name, bias_name = self._replay.head_name, self._replay.head_bias_name
+        rows = finite(name, as_torch(self._tensors[name].read_float32(start, stop)))
+        if bias_name is None:
+            return rows, None
+        return rows, finite(bias_name, as_torch(self._tensors[bias_name].load_float32()))[start:stop]
+
+
+def head_of(stream: Stream) -> Head:
+    """The head over a stream that has gone through all its layers."""
+    return Head(
+        stream.replay, stream.model.tensors, lambda window, first, n: stream.states[window][:, first : first + n]
+    )
 
 
 class _Window:
-    """The online sums of one window, for the reference (streams[0]) and each candidate."""
+    """The online sums of one window, for the reference and each candidate."""
 
-    def __init__(self, targets: Tokens, n_streams: int) -> None:
-        self.odds = [_Odds(torch.from_numpy(targets)) for _ in range(n_streams)]
-        n = len(targets)
-        self.excess = [torch.zeros(n, dtype=torch.float64) for _ in range(n_streams - 1)]  # A, above
-        self.reverse = [torch.zeros(n, dtype=torch.float64) for _ in range(n_streams - 1)]  # A with r and c exchanged
+    def __init__(self, reference: Odds | RecordedOdds, candidates: Sequence[Odds]) -> None:
+        self.reference, self.candidates = reference, candidates
+        n = len(reference.targets)
+        self.excess = [torch.zeros(n, dtype=torch.float64) for _ in candidates]  # A, above
+        self.reverse = [torch.zeros(n, dtype=torch.float64) for _ in candidates]  # A with r and c exchanged
 
     def add(self, start: int, logits: list[Tensor]) -> None:
-        shrink, weights = self.odds[0].add(start, logits[0])
-        for index, candidate in enumerate(logits[1:]):
+        shrink, weights = self.reference.add(start, logits[0])
+        for index, (odds, candidate) in enumerate(zip(self.candidates, logits[1:], strict=True)):
             apart = logits[0] - candidate
             self.excess[index] = self.excess[index] * shrink + (weights * apart).sum(dim=1)
-            own_shrink, own_weights = self.odds[index + 1].add(start, candidate)
+            own_shrink, own_weights = odds.add(start, candidate)
             self.reverse[index] = self.reverse[index] * own_shrink - (own_weights * apart).sum(dim=1)
 
     def scores(self) -> list[TokenScores]:
-        reference = self.odds[0]
-        found = [reference.scores()]
-        for excess, reverse, candidate in zip(self.excess, self.reverse, self.odds[1:], strict=True):
-            between = reference.log_sum - candidate.log_sum
-            found.append(candidate.scores(excess / reference.total - between, reverse / candidate.total + between))
+        found = [self.reference.scores()]
+        for excess, reverse, odds in zip(self.excess, self.reverse, self.candidates, strict=True):
+            found.append(odds.scores(*self.reference.divergences(excess, reverse, odds)))
         return found
 
 
@@ -110,25 +117,27 @@ def score(
 
     scored  for each window (first position whose logits count, the tokens that follow from there on: int64[n])
     """
-    windows = [_Window(targets, len(streams)) for _, targets in scored]
-    n_tokens = streams[0].model.tensors[streams[0].replay.head_name].shape[0]
-    starts = range(0, n_tokens, slice_rows)
+    first, *rest = (head_of(stream) for stream in streams)
+    return score_against(first, rest, scored, slice_rows, progress)
+
+
+def score_against(
+    reference: Speaker,
+    candidates: Sequence[Head],
+    scored: Sequence[tuple[int, Tokens]],
+    slice_rows: int = 4096,
+    progress: Progress = silent,
+) -> list[list[TokenScores]]:
+    """As `score`, whatever the reference is: the scores of the reference, then of each candidate."""
+    windows = []
+    for index, (_, targets) in enumerate(scored):
+        came = torch.from_numpy(targets)
+        windows.append(_Window(reference.odds(index, came), [head.odds(index, came) for head in candidates]))
+    starts = range(0, reference.n_tokens, slice_rows)
     for done, start in enumerate(starts):
-        rows = [_head_rows(stream, start, min(start + slice_rows, n_tokens)) for stream in streams]
+        stop = min(start + slice_rows, reference.n_tokens)
+        slices = [speaker.slice(start, stop) for speaker in (reference, *candidates)]
         for index, (window, (first, targets)) in enumerate(zip(windows, scored, strict=True)):
-            logits = [
-                stream.replay.logits(stream.states[index][:, first : first + len(targets)], *matrix).double()
-                for stream, matrix in zip(streams, rows, strict=True)
-            ]
-            window.add(start, logits)
+            window.add(start, [logits(index, first, len(targets)) for logits in slices])
         progress(done + 1, len(starts), "output head")
     return [list(each) for each in zip(*(window.scores() for window in windows), strict=True)]
-
-
-def _head_rows(stream: Stream, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
-    """Rows [start, stop) of the output matrix, and of its bias where it has one."""
-    replay, tensors = stream.replay, stream.model.tensors
-    rows = finite(replay.head_name, as_torch(tensors[replay.head_name].read_float32(start, stop)))
-    if replay.head_bias_name is None:
-        return rows, None
-    return rows, finite(replay.head_bias_name, as_torch(tensors[replay.head_bias_name].load_float32()))[start:stop]

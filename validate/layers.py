@@ -9,7 +9,7 @@ Accumulated, each model goes on from its own states; isolated, the candidate's l
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -39,7 +39,19 @@ class LayerDrift:
     kld_alone: float | None = None
 
 
-def apart(reference: Sequence[Tensor], candidate: Sequence[Tensor]) -> Apart:
+@dataclass(frozen=True)
+class Alone:
+    """Mean KLD in nats, over a few windows, of the reference with just one part taken from a candidate.
+
+    `embedding` has the learned positions too, `head` the final norm; infinity where the odds are not finite any more.
+    """
+
+    embedding: float
+    layers: tuple[float, ...]
+    head: float
+
+
+def apart(reference: Iterable[Tensor], candidate: Iterable[Tensor]) -> Apart:
     """Window by window: hidden states float32[1, T, d] of both. Sums are float64."""
     total, count, lowest = 0.0, 0, 1.0
     signal = noise = 0.0

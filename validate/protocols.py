@@ -72,6 +72,7 @@ def _strided(n_ctx: int, stride: int | None) -> Protocol:
 
 # name: (of a window's length and a stride, its usual length)
 PROTOCOLS = {"llamacpp": (_llamacpp, 512), "gptq": (_gptq, 2048), "strided": (_strided, 1024)}
+DEFAULT = "llamacpp"
 
 
 def protocol(name: str, n_ctx: int | None = None, stride: int | None = None) -> Protocol:

@@ -10,7 +10,7 @@ from ..convert.model import Model
 from ..convert.tokenizer import Tokenizer
 from ..errors import InputError, UsageError
 from .options import ValidateOptions
-from .protocols import Protocol, Window, encode, protocol, text_digest, token_digest, windows
+from .protocols import DEFAULT, Protocol, Window, encode, protocol, text_digest, token_digest, windows
 from .report import Asked, Evaluation
 from .texts import Text
 
@@ -62,26 +62,40 @@ def ask(subject: Subject, texts: Sequence[Text], options: ValidateOptions) -> Qu
 
     longer than the model was trained on, and for two texts of one name.
     """
-    how = protocol(options.protocol, options.n_ctx, options.stride)
-    _check_context(subject, how)
+    how = protocol(options.protocol or DEFAULT, options.n_ctx, options.stride)
+    check_context(subject, how)
     names = [text.name for text in texts]
     if not names or len(set(names)) < len(names):
         raise UsageError(f"{len(names)} texts by the names {', '.join(names)}: name at least one, each by its own name")
-    parts = tuple(_part(subject, text, how, options.chunks) for text in texts)
+    parts = tuple(cut(subject, text, how, options.chunks) for text in texts)
+    digests = [None if text.content is None else text_digest(text.content) for text in texts]
+    return question(parts, digests, how, options)
+
+
+def question(
+    parts: Sequence[Part],
+    digests: Sequence[str | None],
+    how: Protocol,
+    options: ValidateOptions,
+    notes: Sequence[str] = (),
+) -> Question:
+    """Parts that are cut, with the digest of each one's text, and `notes` beside those on the number of chunks."""
     asked = tuple(
         Asked(
             part.text.name,
             len(part.windows),
             sum(len(window.scored[1]) for window in part.windows),
-            None if part.text.content is None else text_digest(part.text.content),
+            digest,
             token_digest(list(part.windows)),
         )
-        for part in parts
+        for part, digest in zip(parts, digests, strict=True)
     )
-    return Question(parts, Evaluation(how, asked, options.seed, options.resamples, tuple(_notes(asked))))
+    told = (*_notes(asked), *notes)
+    return Question(tuple(parts), Evaluation(how, asked, options.seed, options.resamples, told))
 
 
-def _part(subject: Subject, text: Text, how: Protocol, chunks: int | None) -> Part:
+def cut(subject: Subject, text: Text, how: Protocol, chunks: int | None) -> Part:
+    """One text's ids by the subject's tokenizer, and its windows, at most `chunks`. InputError where it is too short."""
     tokenizer = subject.model.tokenizer
     if text.ids is not None:
         tokenizer, ids = tokenizer or _NO_TOKENIZER, list(text.ids)
@@ -89,7 +103,10 @@ def _part(subject: Subject, text: Text, how: Protocol, chunks: int | None) -> Pa
         raise InputError(f"{subject.path}: has no tokenizer, so a text cannot be scored; give one with --tokenizer")
     else:
         ids = encode(tokenizer, text.content or "")
-    return Part(text, tuple(ids), tuple(windows(ids, tokenizer, how, chunks)))
+    try:
+        return Part(text, tuple(ids), tuple(windows(ids, tokenizer, how, chunks)))
+    except InputError as error:
+        raise InputError(f"{text.name}: {error}") from None
 
 
 _NO_TOKENIZER = Tokenizer("none", (), bos_id=None, eos_id=None, unk_id=None, add_bos=False)
@@ -110,7 +127,8 @@ def _notes(asked: Sequence[Asked]) -> list[str]:
     return notes
 
 
-def _check_context(subject: Subject, how: Protocol) -> None:
+def check_context(subject: Subject, how: Protocol) -> None:
+    """UsageError where the windows are longer than the subject was trained on."""
     trained = subject.model.config.get("max_position_embeddings")
     if isinstance(trained, int) and how.n_ctx > trained:
         raise UsageError(

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..convert.model import Config
 from ..errors import ModelError
+from .device import to_device
 
 Forward = Callable[..., Any]  # as a decoder layer: the hidden state comes first, or is named hidden_states
 
@@ -50,9 +51,14 @@ class _ForwardEndsError(Exception):
 class Replay:
     """A network of meta parameters; `layers[i]` are its decoder layers, to hang hooks on."""
 
-    def __init__(self, config: Config) -> None:
-        """`config`: Hugging Face's config.json as a dict; ModelError where transformers cannot build a decoder from it."""
-        self.network = _empty_network(config)
+    def __init__(self, config: Config, device: torch.device | str = "cpu") -> None:
+        """`config`: Hugging Face's config.json as a dict; ModelError where transformers cannot build a decoder from it.
+
+        `device` computes. What goes in may lie anywhere; what comes out is the CPU's.
+        """
+        self.device = torch.device(device)
+        self.network = empty_network(config)
+        _move_buffers(self.network, self.device)
         prefix, self.layers = _decoder_layers(self.network)
         self.embedding = self.network.get_input_embeddings()
         self.head = self.network.get_output_embeddings()
@@ -68,7 +74,7 @@ class Replay:
             layer.forward = _stand_in(self, index)
         self._target = -1
         self._act: Forward = self._as_returned
-        self._returns: int | None = None  # None: a layer returns its tensor; n: a tuple of n that starts with it
+        self.returns: int | None = None  # None: a layer returns its tensor; n: a tuple of n that starts with it
 
     def _name(self, prefix: str) -> None:
         shapes = {name: tuple(value.shape) for name, value in self.network.named_parameters()}
@@ -83,9 +89,18 @@ class Replay:
         apart = {self.embedding_name, self.head_name, self.head_bias_name, *chain.from_iterable(self.layer_names)}
         self.outer_names = [name for name in shapes if name not in apart]
 
+    @property
+    def on_cpu(self) -> bool:
+        """True where weights and states need not be sent anywhere."""
+        return self.device == torch.device("cpu")
+
+    def placed(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The weights on the device; called by one thread while another computes."""
+        return to_device(weights, self.device)
+
     def load_outer(self, weights: Mapping[str, Tensor]) -> None:
         """Take what is neither layer, embedding nor head: final norm, learned positions. It stays loaded."""
-        self.network.load_state_dict(dict(weights), strict=False, assign=True)
+        self.network.load_state_dict(self.placed(weights), strict=False, assign=True)
 
     def load(self, layer: int, weights: Mapping[str, Tensor]) -> None:
         """Take the float32 weights of one layer, by full name."""
@@ -98,7 +113,7 @@ class Replay:
 
     def embed(self, rows: Tensor, places: Tensor) -> Tensor:
         """Rows of the embedding float32[n, width] and, for each token, its row there int64[T] -> hidden [1, T, d]."""
-        self.embedding.weight = nn.Parameter(rows, requires_grad=False)
+        self.embedding.weight = nn.Parameter(rows.to(self.device), requires_grad=False)
 
         def capture(*args: Any, **kwargs: Any) -> Any:
             found.append(_hidden_in(args, kwargs))
@@ -106,13 +121,14 @@ class Replay:
 
         found: list[Tensor] = []
         try:
-            self._replay(0, capture, input_ids=places[None])
+            self._replay(0, capture, input_ids=places[None].to(self.device))
         finally:
             self.embedding.weight = self._embedding_meta
-        return found[0]
+        return found[0].cpu()
 
     def run_layer(self, layer: int, hidden: Tensor) -> Tensor:
         """hidden float32[1, T, d] before the layer -> after it. The layer's weights must be loaded."""
+        hidden = hidden.to(self.device)
 
         def compute(*args: Any, **kwargs: Any) -> Any:
             self._refuse_second_stream(_hidden_in(args, kwargs), [*args, *kwargs.values()])
@@ -125,26 +141,27 @@ class Replay:
 
         found: list[Tensor] = []
         self._replay(layer, compute, inputs_embeds=self._blank(hidden.shape[1]))
-        return found[0]
+        return found[0].cpu()
 
     def logits(self, hidden: Tensor, rows: Tensor, bias: Tensor | None = None) -> Tensor:
         """hidden float32[1, n, d] after the last layer, rows float32[Vs, d] of the head -> logits float32[n, Vs].
 
         Final norm and head act on each position alone, so `hidden` may hold just the scored positions.
         """
-        self.head.weight = nn.Parameter(rows, requires_grad=False)
+        hidden = hidden.to(self.device)
+        self.head.weight = nn.Parameter(rows.to(self.device), requires_grad=False)
         if bias is not None:
-            self.head.bias = nn.Parameter(bias, requires_grad=False)
+            self.head.bias = nn.Parameter(bias.to(self.device), requires_grad=False)
         last = len(self.layers) - 1
         output = self._replay(
             last, lambda *_, **__: self._as_returned(hidden), inputs_embeds=self._blank(hidden.shape[1])
         )
         logits: Tensor = output.logits[0]
-        return logits
+        return logits.cpu()
 
     def _blank(self, n: int) -> Tensor:
         """Stands for the embedded tokens where only their number matters; takes no memory."""
-        return torch.zeros(1, 1, 1).expand(1, n, self.embedding.embedding_dim)
+        return torch.zeros(1, 1, 1, device=self.device).expand(1, n, self.embedding.embedding_dim)
 
     def _replay(
         self, target: int, act: Forward, *, input_ids: Tensor | None = None, inputs_embeds: Tensor | None = None
@@ -170,14 +187,21 @@ class Replay:
             )
 
     def _as_returned(self, hidden: Tensor) -> Any:
-        return hidden if self._returns is None else (hidden, *[None] * (self._returns - 1))
+        return hidden if self.returns is None else (hidden, *[None] * (self.returns - 1))
 
     def _hidden_of(self, output: Any) -> Tensor:
         if isinstance(output, Tensor):
             return output
-        self._returns = len(output)
+        self.returns = len(output)
         hidden: Tensor = output[0]
         return hidden
+
+
+def _move_buffers(network: nn.Module, device: torch.device) -> None:
+    """Rotary frequencies and their like; parameters stay on meta."""
+    for module in network.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))
 
 
 def arithmetic_facts(replay: Replay) -> dict[str, Any]:
@@ -203,7 +227,8 @@ def _stand_in(replay: Replay, index: int) -> Forward:
     return forward
 
 
-def _empty_network(config: Config) -> Any:
+def empty_network(config: Config) -> Any:
+    """transformers' network for this config, its parameters on the meta device; ModelError where there is none."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     model_type = config.get("model_type")

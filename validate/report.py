@@ -1,6 +1,6 @@
 """What a validation found: plain values, and the JSON document made of them.
 
-    {verdict, protocol, n_ctx, bos, chunks, tokens, text_sha256, token_ids_sha256, seed, resamples, notes,
+    {verdict, protocol, n_ctx, bos, chunks, tokens, text_sha256, token_ids_sha256, seed, resamples, device, notes,
      texts      [{name, chunks, tokens, text_sha256, token_ids_sha256, perplexity}],
      reference  {path, perplexity, bits_per_weight, parameters, nbytes},
      noise_floor {kld, top1_agreement, chunks},
@@ -8,9 +8,12 @@
                   kld, reverse_kld {mean, low, high, median, p90, p95, p99, p999, max},
                   top1_agreement, top1_low, top1_high, top5_agreement, top5_low, top5_high,
                   delta_p {mean, rms, p01 ... p999}, flips {tokens, changed, right_to_wrong, wrong_to_right, bands [...]},
+                  histogram {edges, counts} of KLD,
                   texts [{name, ...the same numbers}],
                   layers [{layer, cosine, lowest, relative_error, isolated {the same three}, kld_alone}],
-                  worst_tensors [...], gates [...]}]}
+                  embedding_kld_alone, head_kld_alone,
+                  worst_tensors [...], gates [...],
+                  generations [{name, prompt, reference, candidate, tokens, first_divergence, agreement}]}]}
 
 Of several texts the numbers outside `texts` are the first one's; the verdict is over all of them.
 
@@ -27,7 +30,7 @@ from typing import Any
 from .bootstrap import Interval
 from .drift import Divergence, Drift, exponential
 from .gates import Gate
-from .layers import LayerDrift
+from .layers import Alone, LayerDrift
 from .protocols import Protocol
 from .weights import TensorDrift
 
@@ -49,7 +52,7 @@ class Asked:
 class Evaluation:
     """The question that was asked, enough of it to ask again: two reports compare only where these agree.
 
-    `notes` say what a reader of the numbers must know.
+    `notes` say what a reader of the numbers must know; `device` what computed them: "cpu", or the card by its name.
     """
 
     protocol: Protocol
@@ -57,6 +60,7 @@ class Evaluation:
     seed: int
     resamples: int
     notes: tuple[str, ...] = ()
+    device: str = "cpu"
 
     @property
     def chunks(self) -> int:
@@ -81,6 +85,7 @@ class Evaluation:
             "token_ids_sha256": self.texts[0].token_ids_sha256,
             "seed": self.seed,
             "resamples": self.resamples,
+            "device": self.device,
             "notes": list(self.notes),
         }
 
@@ -109,12 +114,15 @@ class PerplexityResult:
 
 @dataclass(frozen=True)
 class Reference:
-    """What the candidates are held against; `perplexities`, a text each, are empty where no candidate could be run."""
+    """What the candidates are held against; `perplexities`, a text each, are empty where no candidate could be run.
+
+    Sizes are None where it is no model but what another program recorded of one.
+    """
 
     path: str
-    bits_per_weight: float
-    parameters: int
-    nbytes: int
+    bits_per_weight: float | None
+    parameters: int | None
+    nbytes: int | None
     perplexities: tuple[float, ...]
 
     @property
@@ -133,6 +141,37 @@ class NoiseFloor:
 
 
 @dataclass(frozen=True)
+class Generation:
+    """What reference and candidate write after one prompt, a text for each token.
+
+    first_divergence  index of the first token that differs; None where all are the same
+    """
+
+    name: str
+    prompt: str
+    reference: tuple[str, ...]
+    candidate: tuple[str, ...]
+    first_divergence: int | None
+
+    @property
+    def agreement(self) -> float:
+        """The share of the reference's tokens before the first divergence."""
+        return 1.0 if self.first_divergence is None else self.first_divergence / len(self.reference)
+
+    def document(self) -> dict[str, Any]:
+        """Plain values for JSON; `tokens` counts the reference's."""
+        return {
+            "name": self.name,
+            "prompt": self.prompt,
+            "reference": "".join(self.reference),
+            "candidate": "".join(self.candidate),
+            "tokens": len(self.reference),
+            "first_divergence": self.first_divergence,
+            "agreement": self.agreement,
+        }
+
+
+@dataclass(frozen=True)
 class CandidateResult:
     """One candidate; `drifts`, a text each, are empty where it could not be run, and then a failed gate says why."""
 
@@ -143,6 +182,8 @@ class CandidateResult:
     layers: tuple[LayerDrift, ...]
     tensors: tuple[TensorDrift, ...]
     gates: tuple[Gate, ...]
+    alone: Alone | None = None
+    generations: tuple[Generation, ...] = ()
 
     @property
     def drift(self) -> Drift | None:
@@ -185,8 +226,11 @@ class CandidateResult:
                 }
                 for index, layer in enumerate(self.layers)
             ],
-            "worst_tensors": [{**asdict(tensor), "sqnr_db": tensor.sqnr_db} for tensor in self.worst_tensors],
+            "embedding_kld_alone": None if self.alone is None else self.alone.embedding,
+            "head_kld_alone": None if self.alone is None else self.alone.head,
+            "worst_tensors": [tensor.document() for tensor in self.worst_tensors],
             "gates": [asdict(gate) for gate in self.gates],
+            "generations": [generation.document() for generation in self.generations],
         }
 
 
@@ -230,7 +274,7 @@ def drift_document(drift: Drift | None) -> dict[str, Any]:
     """One text's numbers; null where nothing was measured."""
     if drift is None:
         names = ("perplexity", "delta_ln_ppl", "kld", "reverse_kld", "top1_agreement", "top1_low", "top1_high")
-        return dict.fromkeys((*names, "top5_agreement", "top5_low", "top5_high", "delta_p", "flips"))
+        return dict.fromkeys((*names, "top5_agreement", "top5_low", "top5_high", "delta_p", "flips", "histogram"))
     return {
         "perplexity": drift.perplexity,
         "delta_ln_ppl": asdict(drift.delta_ln_ppl),
@@ -244,6 +288,7 @@ def drift_document(drift: Drift | None) -> dict[str, Any]:
         "top5_high": drift.top5_agreement.high,
         "delta_p": asdict(drift.target_shift),
         "flips": asdict(drift.flips),
+        "histogram": asdict(drift.histogram),
     }
 
 

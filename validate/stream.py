@@ -13,7 +13,7 @@ that layer outputs are compared while they are in memory and none is kept for la
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -29,6 +29,7 @@ from ..formats.checkpoint import Bytes
 from ..kernels.scheme import decode
 from .modules import as_modules
 from .replay import Replay
+from .states import Keep, States, in_memory
 from .weights import listed
 
 Tokens = NDArray[np.int64]
@@ -80,7 +81,11 @@ def finite(name: str, weights: Tensor) -> Tensor:
 
 
 class Stream:
-    """One model on its way through its layers. `states[c]` is window c's hidden state, float32[1, T, d]."""
+    """One model on its way through its layers. `states[c]` is window c's hidden state, float32[1, T, d].
+
+    `riders` are further lists of hidden states, of any number of windows, that go through each layer with `states`, while
+    its weights are loaded; whoever follows the stream adds and removes them between two layers.
+    """
 
     def __init__(
         self,
@@ -89,22 +94,28 @@ class Stream:
         windows: Sequence[Tokens],
         source: WeightSource | None = None,
         after: Callable[[Tensor], Tensor] | None = None,
+        keep: Keep = in_memory,
+        device: torch.device | str = "cpu",
     ) -> None:
         """Builds the empty network, checks that every tensor has its place, embeds the windows (token ids [T]).
 
-        after  what becomes of each layer's output before the next one sees it
+        after   what becomes of each layer's output before the next one sees it
+        keep    where the hidden states live
+        device  what computes; states and whatever comes out are the CPU's
         """
         self.name = name
-        self.replay = Replay(model.config)
+        self.replay = Replay(model.config, device)
         self.model = model = replace(model, tensors=as_modules(model.tensors, self.replay.shapes))
         self.n_layers = len(self.replay.layers)
         self._source = source or stored_weights(model)
         self._after = after
         check_tensors(name, model, self.replay)
         self.replay.load_outer(self._source(self.replay.outer_names)())
-        self.states = self._embed(windows)
+        self.keep = keep
+        self.states = keep(self._embed(windows), sum(len(window) for window in windows))
+        self.riders: list[States] = []
 
-    def _embed(self, windows: Sequence[Tokens]) -> list[Tensor]:
+    def _embed(self, windows: Sequence[Tokens]) -> Iterator[Tensor]:
         """Only the rows of tokens that occur are read, so the embedding is never whole in memory."""
         used = np.unique(np.concatenate(windows))
         tensor = self.model.tensors[self.replay.embedding_name]
@@ -117,54 +128,80 @@ class Stream:
         runs = np.split(used, breaks)
         rows = np.concatenate([tensor.read_float32(int(run[0]), int(run[-1]) + 1) for run in runs])
         weights = finite(tensor.name, as_torch(rows))
-        return [self.replay.embed(weights, torch.from_numpy(np.searchsorted(used, window))) for window in windows]
+        for window in windows:
+            yield self.replay.embed(weights, torch.from_numpy(np.searchsorted(used, window)))
 
     def fetch(self, layer: int) -> Callable[[], Weights]:
-        """Read the layer's stored bytes; the function returned decodes them."""
-        return self._source(self.replay.layer_names[layer])
+        """Read the layer's stored bytes; the function returned decodes them. For a card that is done at once, and the
+        weights are on their way there while it still computes the layer before."""
+        decoded = self._source(self.replay.layer_names[layer])
+        if self.replay.on_cpu:
+            return decoded
+        weights = self.replay.placed(decoded())
+        return lambda: weights
 
     def advance(self, layer: int, weights: Weights, tick: Callable[[int], None]) -> int | None:
-        """Run `layer` on every window in place, then release it. The index of the first window whose output is not
-        finite, or None."""
+        """Run `layer` on every window, then on the riders, all in place; then release it. The index of the first window
+        of `states` whose output is not finite, or None; nothing runs after that one."""
         self.replay.load(layer, weights)
         weights.clear()
         try:
             for window, state in enumerate(self.states):
-                output = self.replay.run_layer(layer, state)
-                self.states[window] = output if self._after is None else self._after(output)
+                output = self.states[window] = self._run(layer, state)
                 if not torch.isfinite(output).all():
                     return window
                 tick(window)
+            for rider in self.riders:
+                for window, state in enumerate(rider):
+                    rider[window] = self._run(layer, state)
         finally:
             self.replay.release(layer)
         return None
+
+    def _run(self, layer: int, state: Tensor) -> Tensor:
+        output = self.replay.run_layer(layer, state)
+        return output if self._after is None else self._after(output)
 
 
 # (stream index, layer, first window that is not finite or None) -> go on with this stream?
 Observer = Callable[[int, int, int | None], bool]
 
 
-def run_layers(streams: Sequence[Stream], observe: Observer, progress: Progress = silent) -> None:
+def run_layers(
+    streams: Sequence[Stream],
+    observe: Observer,
+    progress: Progress = silent,
+    first: int = 0,
+    stopped: Iterable[int] = (),
+) -> None:
     """Every stream through every layer, in step. After each layer of each stream `observe(stream, layer, bad)` sees
-    `streams[stream].states`; where it answers False that stream stops."""
+    `streams[stream].states`; where it answers False that stream stops.
+
+    first    steps that are done already: step k is layer k // m of stream k % m, of m streams
+    stopped  streams that stopped before
+    """
     steps = [(layer, index) for layer in range(streams[0].n_layers) for index in range(len(streams))]
     total = sum(len(streams[index].states) for _, index in steps)
-    stopped: set[int] = set()
-    done = 0
+    done = sum(len(streams[index].states) for _, index in steps[:first])
+    left_behind = set(stopped)
+
+    def following(place: int) -> tuple[int, int] | None:
+        return next((step for step in steps[place:] if step[1] not in left_behind), None)
+
     with ThreadPoolExecutor(1) as reader:
-        coming = reader.submit(streams[0].fetch, 0)
-        for place, (layer, index) in enumerate(steps):
-            if index in stopped:
+        coming = [reader.submit(streams[step[1]].fetch, step[0]) for step in [following(first)] if step]
+        for place, (layer, index) in enumerate(steps[first:], first):
+            if index in left_behind:
                 continue
-            weights = coming.result()()
-            following = next((step for step in steps[place + 1 :] if step[1] not in stopped), None)
-            if following is not None:
-                coming = reader.submit(streams[following[1]].fetch, following[0])
+            weights = coming.pop().result()()
+            step = following(place + 1)
+            if step is not None:
+                coming.append(reader.submit(streams[step[1]].fetch, step[0]))
             label = f"layer {layer + 1}/{streams[0].n_layers}"
             bad = streams[index].advance(layer, weights, _ticker(progress, done, total, label))
             done += len(streams[index].states)
             if not observe(index, layer, bad):
-                stopped.add(index)
+                left_behind.add(index)
 
 
 def _ticker(progress: Progress, start: int, total: int, label: str) -> Callable[[int], None]:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+import statistics
 import textwrap
+from collections.abc import Sequence
 
 from .bootstrap import Interval
-from .drift import Drift, Flips, exponential
+from .drift import Drift, Flips
 from .layers import LayerDrift
-from .report import CandidateResult, NoiseFloor, ValidationReport
+from .report import CandidateResult, Generation, NoiseFloor, ValidationReport
 from .weights import TensorDrift
+from .wording import as_change, size
 
 WIDTH = 100
+COLUMNS = (10, 11, 8, 9, 13)  # of a tensor's numbers
+NAME = WIDTH - sum(COLUMNS)
 BARS = " ▁▂▃▄▅▆▇█"  # from equal to unrelated
 
 
@@ -22,12 +27,17 @@ def render(report: ValidationReport) -> str:
         f"{report.verdict.upper()}  protocol {asked.protocol.name}, n_ctx {asked.protocol.n_ctx}, "
         f"{asked.chunks} chunks, {asked.tokens} tokens scored, BOS {asked.protocol.bos}",
         f"reference  {report.reference.path}",
-        f"           {report.reference.bits_per_weight:.2f} bits per weight, perplexity {_number(report.reference.perplexity)}",
+        f"           {_bits(report.reference.bits_per_weight)}perplexity {_number(report.reference.perplexity)}",
         *_noise_floor(report.noise_floor),
         *(line for note in asked.notes for line in _wrapped("note       ", note)),
     ]
     names = [text.name for text in asked.texts]
     return "\n".join([*head, *(line for found in report.candidates for line in _candidate(found, names))]) + "\n"
+
+
+def _bits(bits_per_weight: float | None) -> str:
+    """Nothing where it is not known."""
+    return "" if bits_per_weight is None else f"{bits_per_weight:.2f} bits per weight, "
 
 
 def _noise_floor(floor: NoiseFloor | None) -> list[str]:
@@ -49,18 +59,18 @@ def _candidate(found: CandidateResult, texts: list[str]) -> list[str]:
     if found.layers:
         lines += _layers(found.layers)
     if found.worst_tensors:
-        lines.append(_row("  worst tensors", "type", "rel. error", "SQNR dB", "cosine"))
+        lines.append(_row("  worst tensors", "type", "rel. error", "SQNR dB", "cosine", "at 8 bits"))
         lines += [_tensor(tensor) for tensor in found.worst_tensors]
     lines += ["  gates"]
     for gate in found.gates:
         of = f"{gate.text}: " if gate.text else ""
         lines += _wrapped(f"    {'pass' if gate.passed else 'FAIL'}  {gate.name:<15}", of + gate.reason)
-    return lines
+    return lines + _generations(found.generations)
 
 
 def _drift(drift: Drift) -> list[str]:
     kld, shift = drift.kld, drift.target_shift
-    change = _as_change(drift.delta_ln_ppl)
+    change = as_change(drift.delta_ln_ppl)
     return [
         f"  perplexity      {_number(drift.perplexity)}   change {change.mean:+.3%}{_range(change, '+.3%')}",
         f"  ln PPL change   {drift.delta_ln_ppl.mean:+.6f}{_range(drift.delta_ln_ppl, '+.6f')}",
@@ -85,17 +95,6 @@ def _flips(flips: Flips) -> list[str]:
     ]
 
 
-def _less_one(nats: float) -> float:
-    """e^nats - 1: exact near 0, infinity where a float cannot hold it."""
-    return math.expm1(nats) if nats < 1 else exponential(nats) - 1
-
-
-def _as_change(logarithm: Interval) -> Interval:
-    """d ln PPL -> the fraction that perplexity changes by."""
-    low, high = (None if end is None else _less_one(end) for end in (logarithm.low, logarithm.high))
-    return Interval(_less_one(logarithm.mean), low, high)
-
-
 def _range(interval: Interval, form: str) -> str:
     if interval.low is None or interval.high is None:
         return "   (no interval from one chunk)"
@@ -109,11 +108,24 @@ def _layers(layers: tuple[LayerDrift, ...]) -> list[str]:
     said = (
         f"lowest {layers[worst].accumulated.cosine:.6f} after layer {worst}, last {layers[-1].accumulated.cosine:.6f}"
     )
-    return [
+    lines = [
         f"  layer cosine    {rows[0]}",
         *(f"                  {row}" for row in rows[1:]),
         f"                  {said}  (away by ▁ 1e-8 ▄ 1e-5 █ 0.1)",
+        f"  layer error     {_largest([layer.accumulated.relative_error for layer in layers])}, accumulated",
     ]
+    isolated = [layer.isolated.relative_error for layer in layers if layer.isolated is not None]
+    if isolated:
+        lines.append(f"                  {_largest(isolated)}, on the reference's own input")
+    alone = [layer.kld_alone for layer in layers if layer.kld_alone is not None]
+    if alone:
+        lines.append(f"  KLD alone       {_largest(alone)}: what that layer costs by itself")
+    return lines
+
+
+def _largest(values: Sequence[float]) -> str:
+    layer = max(range(len(values)), key=values.__getitem__)
+    return f"largest {values[layer]:.3g} in layer {layer}, median {statistics.median(values):.3g}"
 
 
 def _bar(cosine: float) -> str:
@@ -123,14 +135,31 @@ def _bar(cosine: float) -> str:
 
 
 def _tensor(tensor: TensorDrift) -> str:
+    dtype = tensor.dtype if len(tensor.dtype) < COLUMNS[0] else f"{tensor.dtype[: COLUMNS[0] - 2]}…"
     if tensor.n_nonfinite:
-        return _row(f"    {tensor.name}", tensor.dtype, "NaN or inf", str(tensor.n_nonfinite), "-")
+        return _row(f"    {tensor.name}", dtype, "NaN or inf", str(tensor.n_nonfinite), "-", "-")
     sqnr = "-" if tensor.sqnr_db is None else f"{tensor.sqnr_db:.1f}"
-    return _row(f"    {tensor.name}", tensor.dtype, f"{tensor.relative_error:.3g}", sqnr, f"{tensor.cosine:.5f}")
+    price = f"+{size(tensor.extra_bytes_at_8_bits)}" if tensor.extra_bytes_at_8_bits else "-"
+    cosine = f"{tensor.cosine:.5f}"
+    return _row(f"    {tensor.name}", dtype, f"{tensor.relative_error:.3g}", sqnr, cosine, price)
 
 
 def _row(name: str, *values: str) -> str:
-    return f"{name:<57}" + "".join(f"{value:>10} " for value in values).rstrip()
+    """A name that is too long for its column keeps its end, which says which tensor it is."""
+    if len(name) > NAME:
+        name = "    …" + name[len(name) - NAME + 5 :]
+    return f"{name:<{NAME}}" + "".join(f"{value:>{width}}" for value, width in zip(values, COLUMNS, strict=True))
+
+
+def _generations(generations: Sequence[Generation]) -> list[str]:
+    """How many tokens of each continuation are the reference's."""
+    if not generations:
+        return []
+    said = ", ".join(
+        f"{it.name} {len(it.reference) if it.first_divergence is None else it.first_divergence}/{len(it.reference)}"
+        for it in generations
+    )
+    return _wrapped("  writes the same ", f"{said} tokens before the first that differs")
 
 
 def _wrapped(start: str, text: str) -> list[str]:

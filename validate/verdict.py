@@ -26,12 +26,7 @@ def judge(
     gates += _tokenizer_gates(reference, candidate, asked)
     if run is not None:
         gates.append(run.config)
-        same = same_dtype(reference.model, model)
-        limits = default_limits(model.bits_per_weight, model.parameters, same, options.table)
-        limits = limits.overridden_by(options.limits)
-        for text, apart in zip(asked.evaluation.texts, run.drifts, strict=False):
-            name = text.name if len(asked.parts) > 1 else None
-            gates += drift_gates(apart, limits, text.chunks, name)
+        gates += limit_gates(candidate, asked, run, same_dtype(reference.model, model), options)
     return CandidateResult(
         candidate.path,
         model.bits_per_weight,
@@ -40,7 +35,21 @@ def judge(
         run.layers if run else (),
         weights.tensors,
         tuple(gates),
+        alone=run.alone if run else None,
     )
+
+
+def limit_gates(
+    candidate: Subject, asked: Question, run: CandidateRun, same: bool, options: ValidateOptions
+) -> list[Gate]:
+    """The gates on drift, a text each; `same`: the candidate is stored as the reference is, so next to nothing may change."""
+    model = candidate.model
+    limits = default_limits(model.bits_per_weight, model.parameters, same, options.table).overridden_by(options.limits)
+    gates: list[Gate] = []
+    for text, apart in zip(asked.evaluation.texts, run.drifts, strict=False):
+        name = text.name if len(asked.parts) > 1 else None
+        gates += drift_gates(apart, limits, text.chunks, name)
+    return gates
 
 
 def _tokenizer_gates(reference: Subject, candidate: Subject, asked: Question) -> list[Gate]:

@@ -4,7 +4,8 @@
                                 cosine a.b / (|a| |b|)            largest single difference max |b - a|
 
 Relative error is what is judged: a tensor of zeros has 1, one from another layer about 1.4, one scaled by two 1, and
-cosine would miss the last. Sums are float64; peak memory is a few slabs for each thread, whatever the tensor's size.
+cosine would miss the last. kernels/difference.py sums, and counts clipped weights and blocks of zeros; peak memory is a few
+slabs for each thread, whatever the tensor's size.
 """
 
 from __future__ import annotations
@@ -12,23 +13,26 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..convert.architecture import family_by
 from ..convert.assemble import HEAD
-from ..convert.model import LazyTensor, Model
+from ..convert.model import Config, LazyTensor, Model
 from ..convert.progress import Progress, silent
+from ..dtypes import Q8_0
 from ..errors import NonFiniteError
+from ..kernels.difference import Difference, share
+from .mistakes import explain
 
 Rows = NDArray[np.float32]
 
 SLAB = 1 << 19  # weights compared at once: 2 MiB of float32, so that the float64 copies stay in a core's cache
-UNRELATED = 0.8  # relative error from which on it is worth asking whether the tensor is another one of the reference's
-TWIN = 0.5  # relative error to another tensor of the reference below which the two are told to be the same
-TWINS_SOUGHT = 16  # where more tensors are unrelated it is another model, and each search reads a slab per layer
+UNRELATED = 0.8  # relative error from which on it is worth asking what the tensor really is
 LISTED = 8  # names in one line; the count says how many more
 
 
@@ -38,7 +42,9 @@ class TensorDrift:
 
     The errors are None where the candidate holds NaN or infinity; `n_nonfinite` counts those.
     `relative_error` is infinite where the reference is all zeros and the candidate is not.
-    `resembles` names another tensor of the reference which this one is closer to.
+    `n_infinite` of those are infinite. `mistake` says what the tensor really is, where that can be told.
+    Of types that share scales: `n_blocks` runs of weights have one each, `zero_blocks` of these hold zeros alone where the
+    reference's do not, and `clipped` weights of the reference lie beyond what their block reaches (kernels/difference.py).
     """
 
     name: str
@@ -49,7 +55,13 @@ class TensorDrift:
     relative_error: float | None = None
     cosine: float | None = None
     max_error: float | None = None
-    resembles: str | None = None
+    mistake: str | None = None
+    n_infinite: int = 0
+    n_weights: int = 0
+    nbytes: int = 0
+    n_blocks: int = 0
+    zero_blocks: int = 0
+    clipped: int = 0
 
     @property
     def sqnr_db(self) -> float | None:
@@ -59,9 +71,24 @@ class TensorDrift:
         return 20 * math.log10(1 / self.relative_error)
 
     @property
+    def clipped_share(self) -> float:
+        """Clipped weights, of all."""
+        return self.clipped / self.n_weights if self.n_weights else 0.0
+
+    @property
+    def extra_bytes_at_8_bits(self) -> int:
+        """What storing it as Q8_0 would add to the file; 0 where it has 8 bits a weight or more."""
+        return 0 if self.bits_per_weight >= 8 else math.ceil(self.n_weights / Q8_0.block) * Q8_0.nbytes - self.nbytes
+
+    @property
     def is_zero(self) -> bool:
         """True where the candidate is all zeros and the reference is not."""
         return self.cosine == 0.0 and self.relative_error == 1.0
+
+    def document(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        names = ("sqnr_db", "clipped_share", "extra_bytes_at_8_bits")
+        return {**asdict(self), **{name: getattr(self, name) for name in names}}
 
 
 @dataclass(frozen=True)
@@ -87,11 +114,16 @@ def is_matrix(tensor: LazyTensor) -> bool:
     return len(tensor.shape) >= 2
 
 
+def is_stored_alike(tensor: LazyTensor, other: LazyTensor) -> bool:
+    """True where the two have one dtype, and no third party's scheme stores one of them alone."""
+    return tensor.dtype == other.dtype and tensor.packed == other.packed
+
+
 def same_dtype(reference: Model, candidate: Model) -> bool:
     """True where every matrix of the candidate is stored as the reference's is: a conversion, not a quantization."""
     ours, theirs = with_head(candidate), with_head(reference)
     return all(
-        name in theirs and tensor.dtype == theirs[name].dtype for name, tensor in ours.items() if is_matrix(tensor)
+        name in theirs and is_stored_alike(tensor, theirs[name]) for name, tensor in ours.items() if is_matrix(tensor)
     )
 
 
@@ -123,12 +155,13 @@ def compare_weights(
                     found[index].append(drift)
             progress(done + 1, len(theirs), name)
     return [
-        WeightsDrift(_with_twins(drifts, own, theirs), _problems(theirs, own))
+        WeightsDrift(_explained(drifts, own, theirs, reference.config), problems(theirs, own))
         for drifts, own in zip(found, ours, strict=True)
     ]
 
 
-def _problems(reference: Mapping[str, LazyTensor], candidate: Mapping[str, LazyTensor]) -> tuple[str, ...]:
+def problems(reference: Mapping[str, LazyTensor], candidate: Mapping[str, LazyTensor]) -> tuple[str, ...]:
+    """What of a candidate cannot be compared with the reference, a line for each."""
     missing = [f"{name} is missing" for name in reference if name not in candidate]
     extra = [f"{name} is not in the reference" for name in candidate if name not in reference]
     shapes = [
@@ -139,59 +172,40 @@ def _problems(reference: Mapping[str, LazyTensor], candidate: Mapping[str, LazyT
     return (*missing, *extra, *shapes)
 
 
-class _Sums:
-    """What the rows seen so far add up to."""
+@dataclass
+class _NonFinite:
+    count: int = 0
+    infinite: int = 0
 
-    def __init__(self) -> None:
-        self.reference = self.candidate = self.product = self.difference = self.largest = 0.0
-        self.n_nonfinite = 0
-
-    def add(self, reference: Rows, candidate: Rows) -> None:
-        self.n_nonfinite += _count_nonfinite(candidate)
-        if self.n_nonfinite:
-            return
-        a, b = reference.astype(np.float64).ravel(), candidate.astype(np.float64).ravel()
-        # einsum sums in one thread and one order: the same number whatever the machine's BLAS does.
-        self.reference += float(np.einsum("i,i", a, a))
-        self.candidate += float(np.einsum("i,i", b, b))
-        self.product += float(np.einsum("i,i", a, b))
-        b -= a
-        self.difference += float(np.einsum("i,i", b, b))
-        self.largest = max(self.largest, float(b.max(initial=0.0)), -float(b.min(initial=0.0)))
-
-    @property
-    def relative_error(self) -> float:
-        if self.reference == 0:
-            return 0.0 if self.difference == 0 else math.inf
-        return math.sqrt(self.difference / self.reference)
-
-    @property
-    def cosine(self) -> float:
-        if self.reference == 0 or self.candidate == 0:
-            return 1.0 if self.reference == self.candidate else 0.0
-        return min(1.0, self.product / math.sqrt(self.reference) / math.sqrt(self.candidate))
+    def add(self, rows: Rows) -> None:
+        self.count += count_nonfinite(rows)
+        self.infinite += int(np.count_nonzero(np.isinf(rows)))
 
 
 def _compare(reference: LazyTensor, candidates: Sequence[LazyTensor | None]) -> list[TensorDrift | None]:
     fitting = [t if t is not None and t.shape == reference.shape else None for t in candidates]
-    sums = [_Sums() for _ in candidates]
+    found = [Difference() for _ in candidates]
+    bad = [_NonFinite() for _ in candidates]
     n_rows, columns = reference.matrix_shape
     step = max(1, SLAB // max(1, columns))
     for start in range(0, n_rows, step):
         stop = min(start + step, n_rows)
         rows = _reference_rows(reference, start, stop)
-        for tensor, total in zip(fitting, sums, strict=True):
+        for index, tensor in enumerate(fitting):
             if tensor is not None:
-                total.add(rows, tensor.read_float32(start, stop))
+                own = tensor.read_float32(start, stop)
+                found[index].add(rows, own, tensor.dtype)
+                if not found[index].is_finite:  # so are all that follow: only then is it worth counting
+                    bad[index].add(own)
     return [
-        None if tensor is None else _drift(tensor, reference, total)
-        for tensor, total in zip(fitting, sums, strict=True)
+        None if tensor is None else _drift(tensor, reference, total, count)
+        for tensor, total, count in zip(fitting, found, bad, strict=True)
     ]
 
 
 def _reference_rows(tensor: LazyTensor, start: int, stop: int) -> Rows:
     rows = tensor.read_float32(start, stop)
-    if _count_nonfinite(rows):
+    if count_nonfinite(rows):
         row, column = (int(i) for i in np.argwhere(~np.isfinite(rows))[0])
         raise NonFiniteError(
             f"{tensor.name}: the reference's weight at row {start + row}, column {column} is {rows[row, column]}, wanted a "
@@ -202,43 +216,47 @@ def _reference_rows(tensor: LazyTensor, start: int, stop: int) -> Rows:
     return rows
 
 
-def _drift(tensor: LazyTensor, reference: LazyTensor, total: _Sums) -> TensorDrift:
-    same = tensor.dtype == reference.dtype
-    bits = tensor.dtype.bits_per_weight
-    if total.n_nonfinite:
-        return TensorDrift(reference.name, str(tensor.dtype), bits, same, total.n_nonfinite)
-    return TensorDrift(
-        reference.name, str(tensor.dtype), bits, same, 0, total.relative_error, total.cosine, total.largest
+def _drift(tensor: LazyTensor, reference: LazyTensor, total: Difference, bad: _NonFinite) -> TensorDrift:
+    n_weights = prod(tensor.shape)
+    run = share(tensor.dtype)
+    bare = TensorDrift(
+        reference.name,
+        str(tensor.dtype) if tensor.packed is None else tensor.packed.scheme,
+        tensor.bits_per_weight,
+        is_stored_alike(tensor, reference),
+        bad.count,
+        n_infinite=bad.infinite,
+        n_weights=n_weights,
+        nbytes=tensor.stored_nbytes,
+        n_blocks=n_weights // run if run else 0,
+    )
+    if bad.count:
+        return bare
+    return replace(
+        bare,
+        relative_error=total.relative_error,
+        cosine=total.cosine,
+        max_error=total.largest,
+        zero_blocks=total.n_zero_blocks,
+        clipped=total.n_clipped,
     )
 
 
-def _count_nonfinite(rows: Rows) -> int:
+def count_nonfinite(rows: Rows) -> int:
+    """How many of them are NaN or infinite."""
     return int(rows.size - np.count_nonzero(np.isfinite(rows)))
 
 
-def _with_twins(
-    drifts: Sequence[TensorDrift], candidate: Mapping[str, LazyTensor], reference: Mapping[str, LazyTensor]
+def _explained(
+    drifts: Sequence[TensorDrift],
+    candidate: Mapping[str, LazyTensor],
+    reference: Mapping[str, LazyTensor],
+    config: Config,
 ) -> tuple[TensorDrift, ...]:
-    """Ask of tensors that have nothing to do with their namesakes whose they are: swapped layers, for one."""
+    """Ask of tensors that have nothing to do with their namesakes what they are."""
     lost = [d.name for d in drifts if d.relative_error is not None and d.relative_error >= UNRELATED and not d.is_zero]
-    sought = lost if len(lost) <= TWINS_SOUGHT else ()
-    return tuple(
-        replace(drift, resembles=_twin(candidate[drift.name], reference)) if drift.name in sought else drift
-        for drift in drifts
-    )
-
-
-def _twin(tensor: LazyTensor, reference: Mapping[str, LazyTensor]) -> str | None:
-    """The reference's tensor that this one is by its first rows."""
-    stop = min(tensor.matrix_shape[0], max(1, SLAB // max(1, tensor.matrix_shape[1])))
-    rows = tensor.read_float32(0, stop)
-    for name, other in reference.items():
-        if name != tensor.name and other.shape == tensor.shape:
-            total = _Sums()
-            total.add(other.read_float32(0, stop), rows)
-            if total.relative_error < TWIN:
-                return name
-    return None
+    said = explain(lost, candidate, reference, config)
+    return tuple(replace(drift, mistake=said.get(drift.name)) for drift in drifts)
 
 
 def listed(names: Sequence[str]) -> str:

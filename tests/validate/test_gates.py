@@ -8,7 +8,7 @@ import pytest
 from smelt.convert.tokenizer import Tokenizer
 from smelt.errors import UsageError
 from smelt.validate.bootstrap import Interval
-from smelt.validate.drift import Divergence, Drift, Flips, TargetShift
+from smelt.validate.drift import Divergence, Drift, Flips, Histogram, TargetShift
 from smelt.validate.gates import (
     TENSOR_ERROR,
     config_gate,
@@ -67,6 +67,7 @@ def a_drift(change: Interval, kld: Interval, top1: Interval) -> Drift:
         top1,
         TargetShift(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0),
         Flips(9, 1, 1, 0, ()),
+        Histogram((), (9,)),
     )
 
 

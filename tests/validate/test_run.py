@@ -23,8 +23,8 @@ from smelt.validate.run import measure_perplexity, validate
 from smelt.validate.terminal import render
 from smelt.validate.texts import Text
 
-OPTIONS = ValidateOptions(n_ctx=64, resamples=1000, slice_rows=77)
-LOOSE = ValidateOptions(n_ctx=64, resamples=1000, limits=Limits(1e9, 1e9, 0.0))
+OPTIONS = ValidateOptions(n_ctx=64, resamples=1000, slice_rows=77, generate=0)
+LOOSE = ValidateOptions(n_ctx=64, resamples=1000, limits=Limits(1e9, 1e9, 0.0), generate=0)
 ZEROED = "model.layers.1.mlp.down_proj.weight"
 
 
@@ -112,7 +112,7 @@ def test_both_divergences_overlaps_and_flips_equal_the_direct_computation(tiny: 
 
 @pytest.mark.parametrize("how", ["gptq", "strided"])
 def test_perplexity_under_every_protocol_equals_a_forward_in_memory(tiny: Any, text: str, how: str) -> None:
-    options = ValidateOptions(how, n_ctx=64, resamples=100)
+    options = ValidateOptions(how, n_ctx=64, resamples=100, generate=0)
     tokenizer = tiny.model().tokenizer
     cut = windows([1, *tokenizer.encode(text)], tokenizer, protocol(how, 64))
     found = []
@@ -187,7 +187,7 @@ def test_a_model_against_itself_is_exactly_zero_and_passes(tiny: Any, text: str)
 
 
 def test_one_chunk_has_no_interval_and_a_note_says_so(tiny: Any, text: str) -> None:
-    report = check(tiny, tiny, text, ValidateOptions(n_ctx=64, chunks=1))
+    report = check(tiny, tiny, text, ValidateOptions(n_ctx=64, chunks=1, generate=0))
     assert report.candidates[0].drift is not None
     assert report.candidates[0].drift.delta_ln_ppl.low is None
     assert "one chunk gives no interval" in report.evaluation.notes[0]
@@ -214,15 +214,15 @@ def test_swapped_layers_fail_and_both_are_named_with_what_they_really_are(tiny: 
     assert f"it is the reference's {first}" in reason
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize(("value", "said"), [(np.nan, "NaN"), (np.inf, "infinite")])
 def test_a_candidate_with_a_non_finite_weight_fails_by_name_without_being_run(
-    tiny: Any, text: str, value: float
+    tiny: Any, text: str, value: float, said: str
 ) -> None:
     damaged = tiny.copy()
     damaged.weights[ZEROED][3, 5] = value
     found = check(tiny, damaged, text).candidates[0]
     assert found.verdict == "fail"
-    assert gate(found, "finite").reason == f"{ZEROED}: 1 NaN or infinite weights"
+    assert gate(found, "finite").reason == f"{ZEROED} (F32): 1 {said} of 6144 weights"
     assert found.drift is None
 
 
@@ -296,7 +296,9 @@ def test_sixteen_bit_candidates_pass_the_default_gates(tiny: Any, text: str) -> 
 
 def test_limits_from_outside_replace_the_table(tiny: Any, text: str) -> None:
     noisy = tiny.noisy(0.01)
-    strict = check(tiny, noisy, text, ValidateOptions(n_ctx=64, resamples=1000, limits=Limits(max_kld=1e-9)))
+    strict = check(
+        tiny, noisy, text, ValidateOptions(n_ctx=64, resamples=1000, limits=Limits(max_kld=1e-9), generate=0)
+    )
     assert not gate(strict.candidates[0], "kld").passed
     assert gate(strict.candidates[0], "kld").limit == 1e-9
 
@@ -331,13 +333,19 @@ def test_a_model_without_a_tokenizer_cannot_be_scored(tiny: Any, text: str) -> N
         measure_perplexity(Subject("m", tiny.model(tokenizer=None)), Text("text", text), OPTIONS)
 
 
-def test_progress_counts_up_to_its_total(tiny: Any, text: str) -> None:
+def test_progress_is_one_whole_that_never_goes_back(tiny: Any, text: str) -> None:
     seen: list[tuple[int, int, str]] = []
     measure_perplexity(Subject("m", tiny.model()), Text("text", text), OPTIONS, lambda *step: seen.append(step))
-    layers = [step for step in seen if step[2].startswith("layer")]
-    assert [done for done, _, _ in layers] == list(range(1, 31))
-    assert {total for _, total, _ in layers} == {30}
-    assert seen[-1] == (4, 4, "output head")
+    assert [label for _, _, label in seen].count("layer 2/3") == 10
+    assert seen[-1] == (1000, 1000, "output head")
+    both = [seen]
+    seen = []
+    subjects = [Subject("noisy", tiny.noisy(0.1).model()), Subject("same", tiny.model())]
+    validate(Subject("ref", tiny.model()), subjects, [Text("text", text)], OPTIONS, lambda *step: seen.append(step))
+    assert seen[-1][0] == 1000
+    for steps in (*both, seen):
+        assert {total for _, total, _ in steps} == {1000}
+        assert [done for done, _, _ in steps] == sorted(done for done, _, _ in steps)
 
 
 def test_the_terminal_report_names_verdict_gates_and_the_damaged_tensor(tiny: Any, text: str) -> None:
@@ -356,7 +364,7 @@ def test_what_a_config_says_beside_the_arithmetic_changes_nothing(tmp_path: Path
     odd = {"pad_token_id": 512, "output_hidden_states": True, "_attn_implementation": "flash_attention_2"}[key]
     write_meta(tmp_path / "meta", dim=32, n_layers=1, n_heads=2)
     model = open_checkpoint(tmp_path / "meta", OpenOptions(context_length=64))
-    options, text = ValidateOptions(n_ctx=32, chunks=1), "some text of no importance\n" * 20
+    options, text = ValidateOptions(n_ctx=32, chunks=1, generate=0), "some text of no importance\n" * 20
     plain = measure_perplexity(Subject("plain", model), Text("text", text), options)
     other = measure_perplexity(
         Subject("odd", replace(model, config={**model.config, key: odd})), Text("text", text), options
@@ -379,7 +387,7 @@ def test_a_perplexity_that_no_float_holds_is_null_in_the_document(tmp_path: Path
     torch.save({**written.state, "output.weight": written.state["output.weight"] * 1e5}, path)
     facts = OpenOptions(context_length=64)
     sane, wild = (Subject(n, open_checkpoint(tmp_path / n, facts)) for n in ("meta", "wild"))
-    options, text = ValidateOptions(n_ctx=32, chunks=2, resamples=50), "some text of no importance\n" * 20
+    options, text = ValidateOptions(n_ctx=32, chunks=2, resamples=50, generate=0), "some text of no importance\n" * 20
     assert measure_perplexity(wild, Text("text", text), options).document()["perplexity"] is None
     for reference, candidate in ((sane, wild), (wild, sane)):
         report = validate(reference, [candidate], [Text("text", text)], options)

@@ -122,6 +122,25 @@ def test_a_stream_that_stops_does_not_hold_the_others_up(tiny: Any, tokens: list
     assert torch.equal(streams[0].states[0], streams[2].states[0])
 
 
+def test_steps_that_are_done_and_streams_that_stopped_are_neither_read_nor_run(tiny: Any, tokens: list[Tokens]) -> None:
+    streams = [Stream(name, tiny.model(), tokens) for name in ("a", "b", "c")]
+    tiny.reads.clear()
+    seen: list[tuple[int, int]] = []
+    ticks: list[int] = []
+
+    def observe(index: int, layer: int, bad: int | None) -> bool:
+        seen.append((layer, index))
+        return True
+
+    run_layers(streams, observe, lambda done, total, label: ticks.append(done), first=4, stopped={2})
+    assert seen == [(1, 1), (2, 0), (2, 1)]
+    assert ticks[0] == 4 * len(tokens) + 1
+    assert {name.split(".")[2] for name, _, _ in tiny.reads} == {"1", "2"}
+    tiny.reads.clear()
+    run_layers(streams, observe, first=9)
+    assert tiny.reads == []
+
+
 def test_an_error_while_reading_ahead_reaches_the_caller(tiny: Any, tokens: list[Tokens]) -> None:
     model = tiny.model()
 

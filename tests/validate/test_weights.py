@@ -84,3 +84,32 @@ def test_honestly_quantized_tensors_stay_far_below_their_limit(dtype: DType, exp
 def test_long_lists_are_cut_and_counted() -> None:
     assert listed(["a", "b"]) == "a, b"
     assert listed([str(i) for i in range(11)]).endswith("6, 7 and 3 more")
+
+
+def stored(rows: np.ndarray[Any, Any], dtype: DType) -> Any:
+    """The drift of these rows stored as `dtype`, its first 64 weights lost."""
+    packed = kernel(dtype).encode(rows, None)
+    exact = LazyTensor("w", rows.shape, F32, lambda start, stop: rows[start:stop].view(np.uint8))
+    packed[0, : 64 // dtype.block * dtype.nbytes] = 0
+    coded = LazyTensor("w", rows.shape, dtype, lambda start, stop: packed[start:stop])
+    models = [Model("llama", {}, None, {"w": tensor}, "gguf", ()) for tensor in (exact, coded)]
+    return compare_weights(models[0], models[1:])[0].tensors[0]
+
+
+def test_clipped_weights_and_lost_blocks_are_counted() -> None:
+    rows = np.random.default_rng(0).normal(size=(64, 256)).astype(np.float32)
+    found = stored(rows, Q4_0)
+    assert (found.n_weights, found.n_blocks, found.zero_blocks) == (64 * 256, 64 * 8, 2)
+    assert 0 < found.clipped_share == found.clipped / found.n_weights < 0.01
+    assert stored(rows, Q8_0).clipped == 0
+    assert (stored(rows, F16).n_blocks, stored(rows, F16).clipped) == (0, 0)
+
+
+def test_a_tensor_says_what_eight_bits_would_cost() -> None:
+    rows = np.random.default_rng(0).normal(size=(64, 256)).astype(np.float32)
+    found = stored(rows, Q4_0)
+    assert found.nbytes == 64 * 8 * 18
+    assert found.extra_bytes_at_8_bits == 64 * 8 * (34 - 18)
+    assert stored(rows, Q8_0).extra_bytes_at_8_bits == stored(rows, F16).extra_bytes_at_8_bits == 0
+    assert found.document()["extra_bytes_at_8_bits"] == found.extra_bytes_at_8_bits
+    assert {"zero_blocks", "clipped", "clipped_share", "nbytes", "sqnr_db", "max_error"} <= set(found.document())
