@@ -11,7 +11,8 @@ One stored tensor may hold several canonical ones, one after another along the f
     canonical ...experts.{expert}.w1.weight     GGUF blk.{layer}.ffn_gate_exps.weight     stacked: a new first dimension
     canonical k_proj, v_proj, q_proj            one and the same name in the dialect      joined, in the table's order
 
-Adding a family is one file in `architectures/` that ends in `FAMILY = Family(...)`.
+Adding a family is one file in `architectures/` that ends in `FAMILY = Family(...)`; another package brings one through an
+entry point (`plugins`).
 """
 
 from __future__ import annotations
@@ -25,10 +26,14 @@ from pkgutil import iter_modules
 from typing import Any, Literal
 
 from ..dtypes import Shape
-from ..errors import ModelError, quoted
+from ..errors import ModelError, PluginError, quoted
 from ..kernels.scheme import Rows
 from . import architectures
 from .layouts import Layout
+from .plugins import every_plugin, plugin_source
+
+ROUTER = "ffn_gate_inp"  # the role of what chooses a token's experts
+KEPT_ROLES = (ROUTER, "position_embd")  # llama.cpp, llama-quant.cpp: never quantized; F32 in its converter's files
 
 Dialect = Literal["canonical", "meta", "gguf"]
 GGUFNumber = Literal["u32", "f32"]
@@ -98,13 +103,15 @@ class Keys:
 class Derived:
     """A GGUF tensor that follows from the config: computed when a file is written, checked and dropped when it is read.
 
+    meaning    what it holds, in a message
     values     config -> float32 vector, or None where the model has no such tensor
-    to_config  the vector in a file -> config values that only it tells
+    to_config  the vector in a file, and the facts found so far -> config values that only it tells
     """
 
     gguf: str
+    meaning: str
     values: Callable[[Mapping[str, Any]], Rows | None]
-    to_config: Callable[[Rows], dict[str, Any]]
+    to_config: Callable[[Rows, Mapping[str, Any]], dict[str, Any]]
 
 
 def attention_sizes(config: Mapping[str, Any]) -> dict[str, int]:
@@ -205,12 +212,42 @@ def _families() -> tuple[Family, ...]:
     return tuple(import_module(f"{architectures.__name__}.{name}").FAMILY for name in names)
 
 
+@cache
+def plugin_families() -> tuple[Family, ...]:
+    """Those that other packages bring, by name: entry points in the group `smelt.architectures`, loaded when first asked for.
+
+    PluginError for one that is no sound table, or whose `name` or `model_type` another family has.
+    """
+    own = families()
+    found = every_plugin("smelt.architectures", Family, frozenset(family.name for family in own), family_problems)
+    types = {family.model_type: f"smelt's {family.name}" for family in own}
+    for family in found:
+        who = plugin_source("smelt.architectures", family.name)
+        if family.model_type in types:
+            raise PluginError(f"{who}: model_type {family.model_type} is that of {types[family.model_type]} already")
+        types[family.model_type] = who
+    return found
+
+
+def family_problems(family: Family) -> list[str]:
+    """What smelt relies on in every family's table and this one's does not have, in sentences."""
+    if not all(isinstance(row, Row) for row in family.rows) or not all(isinstance(fact, Fact) for fact in family.facts):
+        return ["its rows are not all of the class Row, or its facts of the class Fact"]
+    roles = {row.role for row in family.rows}
+    problems = [] if "token_embd" in roles else ["no row has the role token_embd"]
+    problems += [] if any("{layer}" in row.canonical for row in family.rows) else ["no row is of a layer"]
+    heads = {row.canonical for row in family.rows if row.role == "output"}
+    problems += [] if heads <= {"lm_head.weight"} else ["the row of the role output is not called lm_head.weight"]
+    return problems
+
+
 def family_by(field: Literal["name", "model_type"], value: str, where: str) -> Family:
-    """The family whose `field` is `value`; ModelError lists the known ones."""
-    for family in families():
-        if getattr(family, field) == value:
-            return family
-    known = ", ".join(getattr(family, field) for family in families())
+    """The family whose `field` is `value`, smelt's own first; ModelError lists the known ones."""
+    for some in (families, plugin_families):
+        for family in some():
+            if getattr(family, field) == value:
+                return family
+    known = ", ".join(getattr(family, field) for family in (*families(), *plugin_families()))
     raise ModelError(f"{where}: architecture {value!r} is not known to smelt; known: {known}")
 
 
@@ -219,12 +256,16 @@ def family_in_gguf(architecture: str, keys: Mapping[str, Any], model_type: objec
 
     if anything; otherwise `keys` (without the prefix) tell. ModelError lists the known ones.
     """
-    alike = [family for family in families() if family.gguf == architecture]
-    named = [family for family in alike if family.model_type == model_type]
-    for family in named or alike:
+    own = [family for family in families() if family.gguf == architecture]
+    named = [family for family in own if family.model_type == model_type]
+    others: list[Family] = []
+    if not named and (model_type is not None or not own):
+        others = [family for family in plugin_families() if family.gguf == architecture]
+        named = [family for family in others if family.model_type == model_type]
+    for family in named or (*own, *others):
         if named or family.in_gguf(keys):
             return family
-    known = ", ".join(sorted({family.gguf for family in families() if family.gguf is not None}))
+    known = ", ".join(sorted({family.gguf for family in (*families(), *plugin_families()) if family.gguf is not None}))
     raise ModelError(f"{where}: architecture {quoted(architecture)} is not known to smelt; known: {known}")
 
 

@@ -13,7 +13,7 @@ from math import prod
 from typing import Any
 
 from ..dtypes import Shape
-from ..errors import ModelError, quoted
+from ..errors import ModelError, UsageError, quoted
 from .architecture import (
     Dialect,
     Family,
@@ -26,6 +26,7 @@ from .architecture import (
 )
 from .layouts import part_of
 from .model import Assumption, Config, LazyTensor
+from .options import OpenOptions
 
 WHOLE_NUMBERS = frozenset(("I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"))
 LATER = frozenset(
@@ -65,6 +66,37 @@ def canonical_config(family: Family, facts: Mapping[str, Any], where: str) -> Co
     if problems:
         raise ModelError(f"{where}: {'; '.join(problems)}")
     return config
+
+
+def said_by_hand(
+    family: Family,
+    dialect: Dialect,
+    facts: Mapping[str, Any],
+    stored: Mapping[str, LazyTensor],
+    options: OpenOptions,
+    where: str,
+) -> dict[str, Any]:
+    """`facts` with those that the user says in their place.
+
+    UsageError for a context that the model's table of positions does not have, and for angles in a model that turns nothing.
+    """
+    said = dict(facts)
+    if options.context_length is not None:
+        said["max_position_embeddings"] = options.context_length
+        row = next((row for row in family.rows if row.role == "position_embd"), None)
+        table = None if row is None else stored.get(str(getattr(row, dialect)))
+        if row is not None and table is not None and table.shape:
+            wanted = family.sizes(said)[row.shape[0]]
+            if table.shape[0] != wanted:
+                raise UsageError(
+                    f"{where}: --context-length {options.context_length}: the model has a table of positions, which holds "
+                    f"{options.context_length - wanted + table.shape[0]}: leave the option out"
+                )
+    if options.rope_theta is not None:
+        if not family.says("rope_theta"):
+            raise UsageError(f"{where}: --rope-theta: {family.name} has no rotary angles: leave the option out")
+        said["rope_theta"] = options.rope_theta
+    return said
 
 
 def assemble(

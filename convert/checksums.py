@@ -1,4 +1,4 @@
-"""What only the written bytes can tell of a Meta folder: the CRC-32 of every tensor, the MD5 of every file.
+"""What only the written bytes can tell of torch's files: the CRC-32 of every tensor; of a Meta folder the MD5 of every file.
 
     while slabs are written   CRC-32 of each piece, in any order; pieces that touch are joined at once
     after the last slab       descriptors and directories of the .pth files, then checklist.chk over the finished files
@@ -16,8 +16,8 @@ import zlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from ..formats.checkpoint import Bytes, FileLayout, TensorSpec
-from ..formats.pth_write import crc32_combine, finish_pth
+from ..formats.checkpoint import Bytes, FileLayout
+from ..formats.pth_write import TorchFile, crc32_combine
 from ..formats.transaction import Transaction
 from .progress import Progress
 
@@ -64,15 +64,15 @@ def _line(digest: str, name: str) -> bytes:
 def seal(
     transaction: Transaction,
     files: Mapping[str, FileLayout],
-    pth: Mapping[str, Sequence[TensorSpec]],
+    torch_files: Mapping[str, TorchFile],
     checksums: SlotChecksums,
     threads: int,
     progress: Progress,
 ) -> None:
-    """Finish the .pth files `pth` ({name: its tensors}) of an open transaction, all slots written, and its checklist."""
-    for name, specs in pth.items():
-        crcs = {spec.name: checksums.crc32(name, files[name].slots[spec.name]) for spec in specs}
-        for offset, piece in finish_pth(specs, name.removesuffix(".pth"), crcs):
+    """Finish the .pth or .pt files of an open transaction, all slots written, and its checklist, if it has one."""
+    for name, file in torch_files.items():
+        crcs = {spec.name: checksums.crc32(name, files[name].slots[spec.name]) for spec in file.tensors}
+        for offset, piece in file.finish(crcs):
             transaction.write(name, offset, piece)
     if CHECKLIST in files:
         names = listed(files)

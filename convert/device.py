@@ -16,7 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from ..dtypes import DTYPES, DType
-from ..errors import UsageError
+from ..errors import DeviceError, UsageError
 from ..kernels.card import driver_present, has_kernel
 from ..kernels.scheme import Packed, Rows, decode
 from .plan import Step
@@ -62,10 +62,21 @@ class Device:
         return [*self.card.notes(), *left]
 
 
-def open_device(name: str, steps: Iterable[Step]) -> Device:
-    """The device `name` for `steps`; UsageError where it is unknown or not there."""
+def check_device(name: str) -> None:
+    """UsageError where the device `name` is unknown, DeviceError where it is asked for and not there. Starts nothing on it."""
     if name not in DEVICES:
         raise UsageError(f"--device {name}: wanted one of {', '.join(DEVICES)}")
+    if name != "cuda":
+        return
+    if not driver_present():
+        raise DeviceError("--device cuda: this system has no NVIDIA driver; say --device cpu, or auto")
+    if not import_module("..kernels.gpu.pipeline", __package__).card_present():
+        raise DeviceError("--device cuda: torch finds no CUDA device: install a CUDA build of it, or say --device cpu")
+
+
+def open_device(name: str, steps: Iterable[Step]) -> Device:
+    """The device `name` for `steps`; UsageError where it is unknown, DeviceError where it is not there."""
+    check_device(name)
     if name == "cpu":
         return Device()
     encoded = {step.scheme.name for step in steps if not step.copies}
@@ -74,11 +85,7 @@ def open_device(name: str, steps: Iterable[Step]) -> Device:
     useful = any(has_kernel(dtype) for dtype in block_types.values())
     if name == "auto" and not (useful and driver_present()):
         return Device()
-    if not driver_present():
-        raise UsageError("--device cuda: this system has no NVIDIA driver; say --device cpu, or auto")
     pipeline = import_module("..kernels.gpu.pipeline", __package__)
     if not pipeline.card_present():
-        if name == "auto":
-            return Device()
-        raise UsageError("--device cuda: torch finds no CUDA device: install a CUDA build of it, or say --device cpu")
+        return Device()
     return Device(pipeline.Card(), tuple(sorted(w for w, dtype in block_types.items() if not has_kernel(dtype))))

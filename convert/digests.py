@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ..dtypes import DTYPES, DType
 from ..formats.checkpoint import Bytes
-from ..kernels.digest import add_digests, digest_rows
+from ..kernels.digest import add_digests, digest_finite_rows, digest_rows
 from ..kernels.scheme import Scheme
 from .model import LazyTensor
 
@@ -69,16 +69,17 @@ class DigestSums:
     totals: dict[str, int] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def add(self, origin: Origin, start: int, dtype: DType, stored: Bytes) -> None:
-        """Rows from `start` on, as they are stored."""
+    def add(self, origin: Origin, start: int, dtype: DType, stored: Bytes) -> bool:
+        """Rows from `start` on, as they are stored; whether it was seen that all their values are finite."""
         if origin.numbers is None:
-            return
+            return False
         stop = start + len(stored)
         numbers: NDArray[np.int64] = origin.numbers.read(start, stop).view("<i8")[:, 0].astype(np.int64)
-        part = digest_rows(dtype, stored, numbers)
+        part, finite = digest_finite_rows(dtype, stored, numbers)
         name = origin.tensor.name
         with self.lock:
             self.totals[name] = add_digests(self.totals.get(name, 0), part)
+        return finite
 
     def finished(self, others: Mapping[str, tuple[LazyTensor, Scheme]]) -> dict[str, str]:
         """Every tensor's digest; `others` are those that no row numbers follow."""

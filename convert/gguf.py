@@ -3,10 +3,11 @@
 What GGUF has no key for travels under `smelt.*`, so that a conversion back gives the same facts and bytes:
 
     smelt.config           the canonical config.json; where a GGUF key disagrees with it, the GGUF key wins
+    smelt.token_ids        BOS and EOS of the vocabulary where config.json says others: it keeps them while these stand
     smelt.norm_dtype       what the norms were before GGUF made them F32
     smelt.norm.<tensor>    a norm as it was before 1 was added (Gemma), only where adding 1 in float32 rounds some value
     smelt.meta             how the Meta folder was that the model came from
-    smelt.tokenizer.model  the SentencePiece file, byte for byte; smelt.files.<name> the tokenizer's other files
+    smelt.tokenizer.model  the SentencePiece file, byte for byte; smelt.files.<name> the other files beside the weights
 
 Sources: ggml docs/gguf.md, llama.cpp (llama-model.cpp, LLM_KV names), checked by loading in llama-cpp-python.
 """
@@ -28,19 +29,23 @@ from ..formats.checkpoint import TensorSpec
 from ..formats.gguf import GGUFArray, GGUFValue, open_gguf
 from ..kernels.scheme import Rows
 from .architecture import Fact, Family, family_in_gguf, match_names
-from .assemble import assemble, canonical_config, resolve_head
+from .assemble import assemble, canonical_config, resolve_head, said_by_hand
 from .layouts import unrounded
 from .meta_params import ORIGIN
 from .meta_shards import lazy
 from .model import Config, LazyTensor, Model
 from .options import OpenOptions
-from .tokenizer import Tokenizer
+from .side_files import SIDE_FILES, WITHOUT_VOCABULARY
+from .tokenizer import MODEL_FILE, Tokenizer
 from .tokenizer_gguf import gguf_vocabulary, read_gguf_vocabulary
-from .tokenizer_open import is_llama3_1, open_tokenizer
+from .tokenizer_keys import FILES, carried_files, file_keys
+from .tokenizer_open import open_tokenizer
+from .tokenizer_tiktoken import is_llama3_1
 
 FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32}  # llama.cpp, llama.h: llama_ftype
 PLAIN = (F32, F16, BF16)  # what ggml can hold unquantized among a model's dtypes
 
+TOKEN_IDS = "smelt.token_ids"
 _NORM = "smelt.norm."
 _CLOSE = 1e-4  # relative; a file's divisors were computed in float32 by whoever wrote it
 
@@ -59,7 +64,7 @@ _REFUSED: dict[str, tuple[object, ...]] = {
 
 
 def read_gguf_model(path: Path, options: OpenOptions) -> Model:
-    """Open a GGUF file or split set. Reads headers, and Llama 3's table of divisors."""
+    """Open a GGUF file or split set. Reads headers, and the divisors of rotary frequencies."""
     checkpoint = open_gguf(path)
     metadata, where = checkpoint.metadata, str(path)
     stored = {name: lazy(tensor) for name, tensor in checkpoint.tensors.items()}
@@ -70,20 +75,21 @@ def read_gguf_model(path: Path, options: OpenOptions) -> Model:
         derived: stored.pop(derived.gguf).load_float32() for derived in family.derived if derived.gguf in stored
     }
     for derived, values in divisors.items():
-        if facts.get("rope_scaling") is None:
-            facts |= derived.to_config(values)
-    if options.context_length is not None:
-        facts["max_position_embeddings"] = options.context_length
-    if options.rope_theta is not None:
-        facts["rope_theta"] = options.rope_theta
+        facts |= derived.to_config(values, facts)
+    facts = said_by_hand(family, "gguf", facts, stored, options, where)
     config = family.from_gguf(canonical_config(family, facts, where))
     tensors, names = assemble(family, "gguf", stored, config, where)
     _check_derived(family, config, divisors, where)
     tensors |= _unrounded(family, stored, names, metadata)
     assumptions = resolve_head(family, tensors, config, where, absent_means_tied=True)
     tokenizer = _tokenizer(metadata, config, options)
-    if tokenizer is not None:
-        config |= _special_ids(tokenizer, config)
+    carried = carried_files(metadata, SIDE_FILES)
+    if tokenizer is None:
+        carried = {name: content for name, content in carried.items() if name in WITHOUT_VOCABULARY}
+    else:
+        agreed = (*WITHOUT_VOCABULARY, *tokenizer.files)
+        carried = {name: content for name, content in carried.items() if name in agreed}
+        config |= _special_ids(tokenizer, config, metadata.get(TOKEN_IDS))
     return Model(
         family.name,
         config,
@@ -93,6 +99,7 @@ def read_gguf_model(path: Path, options: OpenOptions) -> Model:
         files=checkpoint.files,
         stored_names=names,
         norm_dtype=DTYPES.get(str(metadata.get("smelt.norm_dtype")), F32),
+        side_files=carried,
         kept={key: metadata[key] for key in (ORIGIN,) if isinstance(metadata.get(key), str)},
         assumptions=assumptions,
     )
@@ -127,7 +134,9 @@ def _facts(
     family: Family, keys: Mapping[str, Any], kept: Config, stored: Mapping[str, LazyTensor], where: str
 ) -> dict[str, Any]:
     """Canonical config values out of GGUF's keys, completed from `smelt.config` where it agrees."""
-    facts = dict(kept)
+    # what a family calls itself goes for files of that family alone: its package may not be installed here
+    own = kept.get("model_type") == family.model_type
+    facts = {key: value for key, value in kept.items() if own or key not in ("model_type", "architectures")}
     said: dict[str, str] = {}
     for fact in family.facts:
         value = keys.get(fact.gguf)
@@ -191,9 +200,7 @@ def _check_derived(family: Family, config: Config, found: Mapping[Any, Rows], wh
             alike = values.shape == stored.shape and np.allclose(values, stored, rtol=_CLOSE, atol=0)
         if not alike:
             asked = f"is not what rope_scaling {quoted(config.get('rope_scaling'))} gives"
-            raise ModelError(
-                f"{where}: {derived.gguf} {asked}: smelt knows this tensor as Llama 3's rotary scaling alone"
-            )
+            raise ModelError(f"{where}: {derived.gguf} {asked}: smelt knows this tensor as {derived.meaning} alone")
 
 
 def _unrounded(
@@ -219,10 +226,21 @@ def _tokenizer(metadata: Mapping[str, Any], config: Config, options: OpenOptions
     return read_gguf_vocabulary(metadata) if "tokenizer.ggml.model" in metadata else None
 
 
-def _special_ids(tokenizer: Tokenizer, config: Config) -> dict[str, Any]:
-    """The vocabulary's BOS and EOS, unless the config lists several ids and the vocabulary's is among them."""
+def _special_ids(tokenizer: Tokenizer, config: Config, kept: Any) -> dict[str, Any]:
+    """The vocabulary's BOS and EOS where the config says others, unless it did so when the file was written (`kept`)."""
+    try:
+        before = json.loads(kept) if isinstance(kept, str) else {}
+    except (ValueError, RecursionError):
+        before = {}
+    found = _other_ids(tokenizer, config)
+    return {key: id_ for key, id_ in found.items() if not isinstance(before, dict) or before.get(key) != id_}
+
+
+def _other_ids(tokenizer: Tokenizer, config: Config) -> dict[str, int]:
+    """The vocabulary's BOS and EOS where the config says other ids or none; a list that has the vocabulary's says the same."""
     found = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
-    return {key: id_ for key, id_ in found.items() if not (isinstance(config.get(key), list) and id_ in config[key])}
+    said = {key: value if isinstance(value := config.get(key), list) else [value] for key in found}
+    return {key: id_ for key, id_ in found.items() if id_ is not None and id_ not in said[key]}
 
 
 def gguf_metadata(
@@ -257,9 +275,13 @@ def gguf_metadata(
     metadata |= {f"{family.gguf}.{key}": value for key, value in _numbers(family, model.config).items()}
     if model.tokenizer is not None:
         metadata |= gguf_vocabulary(model.tokenizer, n_vocab)
+        if others := _other_ids(model.tokenizer, model.config):
+            metadata[TOKEN_IDS] = GGUFValue("string", json.dumps(others))
     metadata["smelt.config"] = GGUFValue("string", json.dumps(model.config, sort_keys=True, allow_nan=False))
     metadata["smelt.norm_dtype"] = GGUFValue("string", model.norm_dtype.name)
     metadata |= {key: GGUFValue("string", text) for key, text in model.kept.items()}
+    there = {name for name in model.side_files if name == MODEL_FILE or FILES + name in metadata}
+    metadata |= file_keys({name: content for name, content in model.side_files.items() if name not in there})
     metadata |= _rounded_norms(family, model)
     metadata |= {
         key: GGUFValue("string" if isinstance(value, str) else "u32", value) for key, value in provenance.items()

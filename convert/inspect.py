@@ -8,21 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..formats.gguf import open_gguf
-from ..formats.pth import open_pth
-from ..formats.safetensors import open_safetensors
-from ..formats.torch_bin import open_torch_bin
-from .meta_shards import shard_files
-from .metaseq_parts import POLICY, part_files
-from .model import Config, Model
-from .open import identify, open_model
+from .model import Config, LazyTensor, Model
+from .open import checkpoints, identify, open_model
 from .options import OpenOptions
 from .tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
 class Listed:
-    """One tensor under the name it has in its file; Meta's shards are shown joined."""
+    """One tensor under the name it has in its file; Meta's shards are shown joined. `dtype` may be a plugin's scheme."""
 
     name: str
     shape: tuple[int, ...]
@@ -78,11 +72,13 @@ def inspect(path: Path, options: OpenOptions | None = None) -> Inspection:
     return _mapped(kind, model)
 
 
+def _listed(name: str, tensor: LazyTensor) -> Listed:
+    dtype = tensor.dtype.name if tensor.packed is None else tensor.packed.scheme
+    return Listed(name, tensor.shape, dtype, tensor.stored_nbytes)
+
+
 def _mapped(kind: str, model: Model) -> Inspection:
-    listed = tuple(
-        Listed(model.stored_names.get(name, name), tensor.shape, tensor.dtype.name, tensor.nbytes)
-        for name, tensor in model.tensors.items()
-    )
+    listed = tuple(_listed(model.stored_names.get(name, name), tensor) for name, tensor in model.tensors.items())
     problems = []
     if "max_position_embeddings" not in model.config:
         problems.append("the context length is in none of its files: converting needs --context-length")
@@ -104,19 +100,13 @@ def _mapped(kind: str, model: Model) -> Inspection:
 
 def _unmapped(kind: str, where: Path, problem: str) -> Inspection:
     """The bare tensors of sound files; raises what the format's own reader raises."""
-    if kind == "meta":
-        checkpoints = [open_pth(file) for file in shard_files(where)]
-    elif kind == "metaseq":
-        checkpoints = [open_pth(file, POLICY, "model") for shards in part_files(where) for file in shards]
-    else:
-        open_kind = {"gguf": open_gguf, "bin": open_torch_bin}.get(kind, open_safetensors)
-        checkpoints = [open_kind(where)]
+    opened = checkpoints(kind, where)
     listed = tuple(
         Listed(tensor.name, tensor.shape, tensor.dtype.name, tensor.nbytes)
-        for checkpoint in checkpoints
+        for checkpoint in opened
         for tensor in checkpoint.tensors.values()
     )
-    files = tuple(file for checkpoint in checkpoints for file in checkpoint.files)
+    files = tuple(file for checkpoint in opened for file in checkpoint.files)
     return Inspection(
         kind,
         None,

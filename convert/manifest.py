@@ -4,7 +4,7 @@ It holds no time of its own making and no absolute paths, so that the same conve
 bytes anywhere.
 
     sources   file, bytes, modified (UTC), header_sha256: all bytes but the tensors'; sha256 of the whole file on request
-    files     file, bytes, header_sha256
+    files     file, bytes, header_sha256 (but of a third party's container)
     digests   {canonical tensor: digest of its decoded values}: equal for equal models in any format, dtype or shard count
 """
 
@@ -45,7 +45,8 @@ def manifest(plan: Plan, record: Record) -> bytes:
         "recipe": plan.recipe,
         **({"provenance": dict(plan.provenance)} if plan.provenance else {}),
         "files": [
-            {"file": name, "bytes": layout.nbytes, "header_sha256": record.headers[name]}
+            {"file": name, "bytes": layout.nbytes}
+            | ({"header_sha256": record.headers[name]} if name in record.headers else {})
             for name, layout in plan.files.items()
         ],
         "tensors": {step.name: step.scheme.name for step in plan.steps},

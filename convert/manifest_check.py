@@ -7,14 +7,16 @@ manifests of one model in any format. What a manifest does not say is not checke
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import FormatError, InputError, quoted
+from .containers import OWN
 from .digests import tensor_digest
 from .headers import header_sha256, stored_tensors
+from .metaseq_parts import open_parts
 from .model import Model
 from .open import open_model
 from .options import OpenOptions
@@ -85,6 +87,15 @@ def _problem(file: Path, entry: Mapping[str, Any]) -> str | None:
     return f"its header has sha256 {got}, {quoted(wanted)} was written" if wanted not in (None, got) else None
 
 
+def _tensor_names(file: Path, source: str) -> Iterable[str]:
+    """The names of the tensors in one file of a model that is stored as `source`; none for a third party's container."""
+    if source not in OWN:
+        return ()
+    if source != "metaseq":
+        return stored_tensors(file)
+    return open_parts(file).tensors if file.suffix == ".pt" else ()
+
+
 def _check_tensors(
     folder: Path, names: list[str], model: Model, digests: Mapping[str, Any], progress: Progress
 ) -> dict[str, ManifestCheck]:
@@ -97,12 +108,14 @@ def _check_tensors(
     stored = {model.stored_names.get(name, name): name for name in bad}
     found = {}
     for file in names:
-        hurt = [stored[name] for name in stored_tensors(folder / file) if name in stored]
+        hurt = [stored.pop(name) for name in list(_tensor_names(folder / file, model.source)) if name in stored]
         if hurt:
             more = f" and {len(hurt) - 4} more" if len(hurt) > 4 else ""
             found[file] = ManifestCheck(
                 "", f"the values of {', '.join(hurt[:4])}{more} are not those that were written"
             )
+    if stored and names:  # in a container that does not tell which file holds what
+        found[names[0]] = ManifestCheck("", f"the values of {min(stored.values())} are not those that were written")
     lacking = sorted(set(digests) - set(model.tensors))
     if lacking and names:
         found[names[0]] = ManifestCheck("", f"{len(lacking)} tensors are not there, first {quoted(lacking[0])}")

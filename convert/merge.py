@@ -4,13 +4,17 @@
     delta   base + delta in the delta's dtype: float32 (Alpaca) or fp16 (Vicuna); rows that the base lacks start from the
             mean of its rows
 
-Sources: peft (merge_and_unload), tatsu-lab/stanford_alpaca weight_diff.py, lm-sys/FastChat apply_delta.py.
+Alpaca's recipe says what all values of the recovered model add up to (`published_sum`), and a run is held to it. Of an adapter
+that changes the head of a model whose head is the embedding, peft's merge changes the embedding too, so that the merged model
+is not the adapted one: it is refused.
+
+Sources: peft (merge_and_unload), tatsu-lab/stanford_alpaca weight_diff.py, lm-sys/FastChat apply_delta.py; transformers 4.28.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,12 +28,14 @@ from ..formats.checkpoint import Bytes, StoredTensor
 from ..kernels.low_rank import low_rank_rows
 from ..kernels.scheme import cast_scheme, decode
 from .adapter import Adapter, Change, read_adapter
-from .architecture import families, family_by
+from .architecture import family_by
 from .assemble import HEAD
 from .meta_shards import lazy
 from .model import LazyTensor, Model
 from .open import open_model
 from .options import OpenOptions
+from .published_sum import published_sum
+from .side_files import WITHOUT_VOCABULARY
 from .tokenizer_folder import read_hugging_face
 
 Rows = NDArray[np.float32]
@@ -42,14 +48,30 @@ def merge_lora(base: Path, adapter: Path, options: OpenOptions) -> Model:
     if options.tokenizer is not None or merged.config["vocab_size"] == model.config["vocab_size"]:
         return merged
     tokenizer = None if options.skip_tokenizer else read_hugging_face(adapter, merged.config)
-    return merged if tokenizer is None else replace(merged, tokenizer=tokenizer, side_files={})
+    if tokenizer is None:
+        return merged
+    kept = {name: content for name, content in model.side_files.items() if name in WITHOUT_VOCABULARY}
+    return replace(merged, tokenizer=tokenizer, side_files=kept)
 
 
-def merge_delta(base: Path, delta: Path, options: OpenOptions) -> Model:
-    """The sum of two models; facts said by hand are the base's, for the delta's files are a Hugging Face folder."""
+@dataclass(frozen=True)
+class SumCheck:
+    """Whether to hold a merged model against the sum that its recipe publishes; `expected` is another than Alpaca's."""
+
+    wanted: bool = True
+    expected: float | None = None
+
+
+def merge_delta(base: Path, delta: Path, options: OpenOptions, check: SumCheck | None = None) -> Model:
+    """The sum of two models; facts said by hand are the base's, for the delta's files are a Hugging Face folder.
+
+    A run of it ends with an InputError where its values do not add up to what `check` expects.
+    """
     original = open_model(base, replace(options, tokenizer=None, skip_tokenizer=True))
     change = open_model(delta, OpenOptions(tokenizer=options.tokenizer, skip_tokenizer=options.skip_tokenizer))
-    return with_delta(original, change)
+    merged = with_delta(original, change)
+    check = check or SumCheck()
+    return replace(merged, expected_sum=published_sum(original, merged, check.expected)) if check.wanted else merged
 
 
 def with_adapter(base: Model, adapter: Adapter) -> Model:
@@ -61,7 +83,9 @@ def with_adapter(base: Model, adapter: Adapter) -> Model:
     tied = bool(config.get("tie_word_embeddings"))
     if tied and HEAD in (f"{module}.weight" for module in adapter.changes):
         raise ModelError(
-            f"{adapter.path}: changes the head, which is the embedding in this model: smelt does not merge that"
+            f"{adapter.path}: changes the head, which is the embedding in this model: merged, the embedding would change too "
+            "(as peft's merge_and_unload does) and the model would not be the adapted one: give the base a head of its own first "
+            "(lm_head.weight, and tie_word_embeddings false)"
         )
     apart = (name for name in adapter.replacements if name.removesuffix(".weight") not in adapter.changes)
     embedding = _embedding_name(base)
@@ -76,7 +100,7 @@ def with_adapter(base: Model, adapter: Adapter) -> Model:
             "it was made for another model"
         )
     for name, stored in adapter.replacements.items():
-        tensors[name] = _replacement(tensors[name], stored)
+        tensors[name] = _replacement(tensors[name], stored, embedding)
     for module, change in adapter.changes.items():
         _apply(tensors, module, change, adapter.path)
     _resize(tensors, embedding, config, adapter.path)
@@ -87,18 +111,18 @@ def _embedding_name(model: Model) -> str:
     return family_by("name", model.architecture, model.architecture).embedding
 
 
-def _is_vocabulary(name: str) -> bool:
+def _is_vocabulary(name: str, embedding: str) -> bool:
     """True for the two tensors whose rows are the vocabulary's pieces."""
-    return name == HEAD or any(name == family.embedding for family in families())
+    return name in (HEAD, embedding)
 
 
 def _files(adapter: Adapter) -> tuple[Path, ...]:
     return tuple(sorted(entry for entry in adapter.path.iterdir() if entry.is_file()))
 
 
-def _replacement(base: LazyTensor, stored: StoredTensor) -> LazyTensor:
+def _replacement(base: LazyTensor, stored: StoredTensor, embedding: str) -> LazyTensor:
     """A tensor of the adapter in the base's place and dtype; only a vocabulary may have another number of rows."""
-    if stored.shape != base.shape and (not _is_vocabulary(base.name) or stored.shape[1:] != base.shape[1:]):
+    if stored.shape != base.shape and (not _is_vocabulary(base.name, embedding) or stored.shape[1:] != base.shape[1:]):
         raise ModelError(f"{base.name}: the adapter's is {list(stored.shape)}, the base's {list(base.shape)}")
     tensor = replace(lazy(stored), name=base.name)
     return (
@@ -145,7 +169,7 @@ def _changed(kept: LazyTensor, base: LazyTensor, merge: Merge) -> LazyTensor:
         rows = merge(base.read_float32(start, stop), start, stop)
         return scheme.encode(np.ascontiguousarray(rows, np.float32), None)[""]
 
-    return replace(kept, read=read)
+    return replace(kept, read=read, packed=None)
 
 
 @lru_cache(maxsize=16)
@@ -209,10 +233,11 @@ def with_delta(base: Model, delta: Model) -> Model:
             f"{delta.files[0].parent}: {len(differing)} tensors are in the base or the delta alone: "
             f"{', '.join(differing[:8])}: it was made from another model"
         )
+    embedding = _embedding_name(delta)
     wrong = [
         f"{name} is {list(tensor.shape)}, the base's {list(base.tensors[name].shape)}"
         for name, tensor in delta.tensors.items()
-        if not _fits(name, tensor, base.tensors[name])
+        if not _fits(name, tensor, base.tensors[name], embedding)
     ]
     if wrong:
         raise ModelError(f"{delta.files[0].parent}: does not fit the base: {'; '.join(wrong[:8])}")
@@ -222,7 +247,6 @@ def with_delta(base: Model, delta: Model) -> Model:
             f"{delta.files[0].parent}: is {odd[0]}: deltas are float32 (Alpaca) or fp16 (Vicuna), which says how to add"
         )
     tensors = {name: _sum(base.tensors[name], tensor) for name, tensor in delta.tensors.items()}
-    embedding = _embedding_name(delta)
     grown = delta.tensors[embedding].shape[0] - base.tensors[embedding].shape[0]
     notes = [*delta.notes, f"added to the base in {delta.matrix_dtype}, as its recipe was"]
     if grown:
@@ -230,8 +254,8 @@ def with_delta(base: Model, delta: Model) -> Model:
     return replace(delta, tensors=tensors, files=(*base.files, *delta.files), notes=tuple(notes))
 
 
-def _fits(name: str, tensor: LazyTensor, base: LazyTensor) -> bool:
-    if _is_vocabulary(name) and len(tensor.shape) == len(base.shape) == 2:
+def _fits(name: str, tensor: LazyTensor, base: LazyTensor, embedding: str) -> bool:
+    if _is_vocabulary(name, embedding) and len(tensor.shape) == len(base.shape) == 2:
         return tensor.shape[1] == base.shape[1] and tensor.shape[0] >= base.shape[0]
     return tensor.shape == base.shape
 
@@ -255,4 +279,4 @@ def _sum(base: LazyTensor, delta: LazyTensor) -> LazyTensor:
         rounded = decode(delta.dtype, scheme.encode(np.ascontiguousarray(rows), None)[""])
         return scheme.encode(rounded + delta.read_float32(start, stop), None)[""]
 
-    return replace(delta, read=read)
+    return replace(delta, read=read, packed=None)

@@ -12,21 +12,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import FormatError, InputError, ModelError
 from .architecture import Family, family_by
-from .assemble import HEAD, assemble, canonical_config, resolve_head
+from .assemble import HEAD, assemble, canonical_config, resolve_head, said_by_hand
+from .made_files import without_made
 from .meta_heads import kv_heads, without_repeats
 from .meta_params import SAID, MetaOrigin, read_beside
 from .meta_shards import MetaShards, open_shards
 from .model import Config, LazyTensor, Model
 from .options import OpenOptions
-from .side_files import SIDE_FILES
+from .side_files import SIDE_FILES, WITHOUT_VOCABULARY
 from .tokenizer import Tokenizer
 from .tokenizer_folder import read_files
-from .tokenizer_open import is_llama3_1, open_tokenizer
+from .tokenizer_open import open_tokenizer
+from .tokenizer_tiktoken import is_llama3_1
 
 PARAMS = "params.json"
 
@@ -36,7 +39,7 @@ def read_meta(folder: Path, options: OpenOptions) -> Model:
     where = str(folder / PARAMS)
     params, text = read_params(folder / PARAMS)
     own_tokenizer = options.skip_tokenizer or options.tokenizer is not None
-    beside = read_beside(folder, () if own_tokenizer else SIDE_FILES)
+    beside = read_beside(folder, WITHOUT_VOCABULARY if own_tokenizer else SIDE_FILES)
     family = family_by("name", "llama", str(folder))
     shards = open_shards(folder, family, params)
     n_stored, n_kv_heads = kv_heads(params, _said_kv_heads(options, beside.config), where)
@@ -49,6 +52,14 @@ def read_meta(folder: Path, options: OpenOptions) -> Model:
     notes = _notes(params, shards, options, tied=HEAD not in tensors)
     assumptions = resolve_head(family, tensors, config, str(folder), absent_means_tied=True)
     tokenizer = _tokenizer(folder, config, beside.side_files, options)
+    side_files = beside.side_files
+    if tokenizer is not None and not own_tokenizer:
+        came = without_made({**tokenizer.files, **side_files}, beside.made)
+        if len(came) < len({**tokenizer.files, **side_files}):
+            tokenizer, side_files = replace(tokenizer, files=came), {}
+    if tokenizer is not None and not beside.config:  # a config that came with the folder keeps its own
+        for key, value in (("bos_token_id", tokenizer.bos_id), ("eos_token_id", tokenizer.eos_id)):
+            config.setdefault(key, value)
     return Model(
         family.name,
         config,
@@ -58,7 +69,7 @@ def read_meta(folder: Path, options: OpenOptions) -> Model:
         files=shards.files,
         stored_names=names,
         norm_dtype=next(tensor.dtype for tensor in stored.values() if len(tensor.shape) == 1),
-        side_files=beside.side_files,
+        side_files=side_files,
         kept=MetaOrigin(text, len(shards.files), shards.embedding_split).kept() if beside.kept is None else beside.kept,
         assumptions=(*repeats, *assumptions),
         notes=notes,
@@ -100,12 +111,10 @@ def meta_facts(
     shapes = {name: tensor.shape for name, tensor in stored.items()}
     dtype = stored["tok_embeddings.weight"].dtype.name if "tok_embeddings.weight" in stored else ""
     facts = family.from_params(params, shapes, dtype)
-    facts |= {key: value for key, value in beside.items() if key not in SAID}
-    if options.context_length is not None:
-        facts["max_position_embeddings"] = options.context_length
-    if options.rope_theta is not None:
-        facts["rope_theta"] = options.rope_theta
-    return facts
+    facts |= {
+        key: value for key, value in beside.items() if key not in SAID and (value is not None or key not in facts)
+    }
+    return said_by_hand(family, "meta", facts, stored, options, PARAMS)
 
 
 def _said_kv_heads(options: OpenOptions, beside: Mapping[str, Any]) -> object:
@@ -125,7 +134,7 @@ def _notes(params: Mapping[str, Any], shards: MetaShards, options: OpenOptions, 
 
 
 def _tokenizer(folder: Path, config: Config, side_files: Mapping[str, bytes], options: OpenOptions) -> Tokenizer | None:
-    """The tokenizer, its special ids in `config`; ModelError where it has more pieces than the embedding has rows."""
+    """The tokenizer; ModelError where it has more pieces than the embedding has rows."""
     if options.skip_tokenizer:
         return None
     found = read_files(side_files, config, folder)
@@ -133,8 +142,6 @@ def _tokenizer(folder: Path, config: Config, side_files: Mapping[str, bytes], op
         found = find_tokenizer(folder, options, is_llama3_1(config))
     if found is None:
         return None
-    for key, value in (("bos_token_id", found.bos_id), ("eos_token_id", found.eos_id)):
-        config.setdefault(key, value)
     if len(found.pieces) > config["vocab_size"]:
         raise ModelError(
             f"{folder}: tokenizer.model has {len(found.pieces)} pieces, the embedding only {config['vocab_size']} "

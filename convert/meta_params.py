@@ -14,15 +14,16 @@ Source: meta-llama/llama and llama3 (model.py, ModelArgs, FeedForward), the publ
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import FormatError, ModelError, quoted
+from .made_files import MADE
 from .model import Config, Model
 from .rope import LLAMA3, scaling_type
-from .side_files import SIDE_FILES, read_side_files
+from .side_files import read_side_files
 from .tokenizer import MODEL_FILE, SENTENCEPIECE
 
 ORIGIN = "smelt.meta"
@@ -180,27 +181,35 @@ def _width_rule(dim: int, width: int) -> tuple[int, float | None]:
     return width, min(1.0, (width - 0.5) / base)
 
 
-def config_beside(model: Model) -> bytes:
-    """smelt.config.json of a Meta folder that holds `model`."""
-    config = {key: value for key, value in model.config.items() if value is not None}
-    document = {"config": config, "kept": dict(model.kept), "side_files": sorted(carried_files(model))}
+def config_beside(model: Model, side_files: Iterable[str], made: Mapping[str, str] | None = None) -> bytes:
+    """smelt.config.json of a folder that holds `model` and the files of these names; `made` is made_files' word."""
+    document = {"config": model.config, "kept": dict(model.kept), "side_files": sorted(side_files), **(made or {})}
     return (json.dumps(document, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
 @dataclass(frozen=True)
 class Beside:
-    """What smelt.config.json says; `kept` is None where there is no such file."""
+    """What smelt.config.json says; `kept` is None where there is no such file. `listed`: side files by its word alone.
+
+    made  which files beside the weights smelt made itself, for `without_made`
+    """
 
     config: Config
     side_files: dict[str, bytes]
     kept: dict[str, str] | None
+    listed: tuple[str, ...] = ()
+    made: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_beside(folder: Path, known: tuple[str, ...]) -> Beside:
-    """smelt.config.json, and of the files that it lists those that are `known`. FormatError where it is malformed."""
+    """smelt.config.json, and of the files that it lists those that are `known`. FormatError where it is malformed.
+
+    Without it the Hugging Face files that lie there all the same; tokenizer.model alone is Meta's own.
+    """
     path = folder / BESIDE
     if not path.is_file():
-        return Beside({}, {}, None)
+        found = read_side_files(folder, known)
+        return Beside({}, found if set(found) - {MODEL_FILE} else {}, None)
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
@@ -211,11 +220,7 @@ def read_beside(folder: Path, known: tuple[str, ...]) -> Beside:
         raise FormatError(
             f"{path}: wanted an object with config, side_files and kept: remove it to read params.json alone"
         )
-    side_files = read_side_files(folder, tuple(name for name in known if name in names))
-    return Beside(config, side_files, {key: text for key, text in kept.items() if key == ORIGIN and type(text) is str})
-
-
-def carried_files(model: Model) -> dict[str, bytes]:
-    """{name: content} of the Hugging Face files that came with the model."""
-    files = {} if model.tokenizer is None else {k: v for k, v in model.tokenizer.files.items() if k in SIDE_FILES}
-    return {} if list(files) == [MODEL_FILE] and not model.side_files else {**files, **model.side_files}
+    listed = tuple(name for name in known if name in names)
+    kept = {key: text for key, text in kept.items() if key == ORIGIN and type(text) is str}
+    made = {MADE: told[MADE]} if type(told.get(MADE)) is str else {}
+    return Beside(config, read_side_files(folder, listed), kept, listed, made)

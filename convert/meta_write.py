@@ -13,31 +13,26 @@ Source: meta-llama/llama (model.py) and llama-models (checkpoint.py): what fairs
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from pathlib import Path
 
 from ..errors import ModelError, UsageError
-from ..formats.checkpoint import FileLayout, TensorSpec, literal
-from ..formats.pth_write import pth_layout
+from ..formats.checkpoint import TensorSpec, literal
+from ..formats.pth_write import TorchFile
 from .architecture import Family, Match, match_names
 from .assemble import EMBEDDING, HEAD, Laid, lay_out
+from .carried import came_along, meta_side_files
 from .checksums import CHECKLIST, checklist_layout, listed
-from .meta_params import BESIDE, carried_files, config_beside, embedding_split, params_json
+from .made_files import made_words
+from .meta_params import BESIDE, config_beside, embedding_split, params_json, published_shards
 from .model import Model
 from .places import Place
-from .tokenizer import MODEL_FILE
+from .tokenizer import BYTE_LEVEL, MODEL_FILE
+from .writer import Output, Placed, Writer, holds_torch
 
 MAX_SHARDS = 100  # consolidated.NN.pth has two digits
 
 Part = tuple[int, int, int, int]  # rows [start, stop) and columns [start, stop) of one shard
-
-
-@dataclass(frozen=True)
-class MetaFolder:
-    """The files of a Meta folder; the tensors of each .pth; where the parts of each Meta name go, shard by shard."""
-
-    files: dict[str, FileLayout]
-    pth: dict[str, tuple[TensorSpec, ...]]
-    places: dict[str, tuple[Place, ...]]
 
 
 def meta_tensors(family: Family, model: Model) -> list[Laid]:
@@ -52,7 +47,7 @@ def meta_tensors(family: Family, model: Model) -> list[Laid]:
     return laid
 
 
-def meta_layout(model: Model, family: Family, specs: Sequence[TensorSpec], n_shards: int) -> MetaFolder:
+def meta_layout(model: Model, family: Family, specs: Sequence[TensorSpec], n_shards: int) -> Placed:
     """The folder that holds `specs` (whole tensors under Meta's names) in `n_shards` shards.
 
     UsageError or ModelError where a tensor, or its heads, cannot be divided so.
@@ -62,8 +57,11 @@ def meta_layout(model: Model, family: Family, specs: Sequence[TensorSpec], n_sha
     matches = match_names(family, "meta", (spec.name for spec in specs), str(model.files[0]))
     parts = _divided(model, specs, matches, n_shards)
     names = [f"consolidated.{rank:02d}.pth" for rank in range(n_shards)]
-    pth = {name: tuple(_part_spec(spec, parts[spec.name][rank]) for spec in specs) for rank, name in enumerate(names)}
-    files = {name: pth_layout(shard, name.removesuffix(".pth")) for name, shard in pth.items()}
+    pth = {
+        name: TorchFile(Path(name).stem, tuple(_part_spec(spec, parts[spec.name][rank]) for spec in specs))
+        for rank, name in enumerate(names)
+    }
+    files = {name: shard.layout() for name, shard in pth.items()}
     places = {
         spec.name: tuple(
             _place(name, files[name].slots[spec.name], spec, part)
@@ -73,18 +71,23 @@ def meta_layout(model: Model, family: Family, specs: Sequence[TensorSpec], n_sha
     }
     files |= {name: literal(content) for name, content in _documents(model, n_shards).items()}
     files[CHECKLIST] = checklist_layout(listed(files))
-    return MetaFolder(files, pth, places)
+    return Placed(files, places, pth)
 
 
 def _documents(model: Model, n_shards: int) -> dict[str, bytes]:
     stored_kv_heads = max(int(model.config["num_key_value_heads"]), n_shards)
-    beside = carried_files(model)
+    beside = meta_side_files(model)
+    carried = tuple(beside)
     if model.tokenizer is not None and MODEL_FILE not in beside:
         beside[MODEL_FILE] = model.tokenizer.model_file()
+    came = came_along(model)
+    if model.tokenizer is not None and model.tokenizer.kind == BYTE_LEVEL:
+        came[MODEL_FILE] = beside[MODEL_FILE]  # ranks follow from the pieces: the same whether they came or were made
+    made = made_words(beside, came)
     return {
         "params.json": params_json(model, stored_kv_heads),
         **dict(sorted(beside.items())),
-        BESIDE: config_beside(model),
+        BESIDE: config_beside(model, carried, made),
     }
 
 
@@ -128,3 +131,10 @@ def _part_spec(spec: TensorSpec, part: Part) -> TensorSpec:
 def _place(file: str, offset: int, spec: TensorSpec, part: Part) -> Place:
     start_row, stop_row, start, stop = part
     return Place(file, offset, spec.dtype.row_nbytes(stop - start), start_row, stop_row, spec.dtype.row_nbytes(start))
+
+
+def _placed(model: Model, family: Family, specs: Sequence[TensorSpec], output: Output) -> Placed:
+    return meta_layout(model, family, specs, published_shards(model) if output.n_shards is None else output.n_shards)
+
+
+META_WRITER = Writer("meta", holds_torch, meta_tensors, _placed)

@@ -45,6 +45,7 @@ POLICY = Policy(
         *("collections.defaultdict", "collections.deque", "collections.Counter", "datetime", "_codecs.encode"),
         *(f"{module}.{name}" for module in ("builtins", "__builtin__") for name in ("object", "set", "dict", "list")),
         *(f"{module}.{name}" for module in ("builtins", "__builtin__") for name in ("int", "float", "str", "bool")),
+        *(f"__builtin__.{name}" for name in ("long", "unicode")),  # int and str, in a pickle of protocol 2
         *("copyreg._reconstructor", "copy_reg._reconstructor", "torch.device"),
     )
 )
@@ -127,7 +128,7 @@ def plain(value: object) -> object:
         return plain(value.arguments[0])
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
-    return value
+    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _unflattened(shards: Sequence[Checkpoint]) -> dict[str, LazyTensor]:

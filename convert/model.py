@@ -25,18 +25,40 @@ Config = dict[str, Any]
 
 
 @dataclass(frozen=True)
+class Packed:
+    """A matrix that a third party's scheme stores, and is read decoded: the scheme, and the bytes in the files."""
+
+    scheme: str
+    nbytes: int
+
+
+@dataclass(frozen=True)
 class LazyTensor:
-    """A tensor that is not read yet. `read(start_row, stop_row)` -> uint8[rows, dtype.row_nbytes(columns)]."""
+    """A tensor that is not read yet. `read(start_row, stop_row)` -> uint8[rows, dtype.row_nbytes(columns)].
+
+    packed  how it is stored, where that is a third party's scheme: what is read is decoded
+    """
 
     name: str
     shape: Shape
     dtype: DType
     read: Callable[[int, int], Bytes]
+    packed: Packed | None = None
 
     @property
     def nbytes(self) -> int:
         """Bytes at the stored dtype."""
         return self.dtype.tensor_nbytes(self.shape)
+
+    @property
+    def stored_nbytes(self) -> int:
+        """Bytes in the files."""
+        return self.nbytes if self.packed is None else self.packed.nbytes
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits for each element, scales included."""
+        return self.dtype.bits_per_weight if self.packed is None else self.packed.nbytes * 8 / prod(self.shape)
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
@@ -67,15 +89,31 @@ class Assumption:
 
 
 @dataclass(frozen=True)
+class ExpectedSum:
+    """What all of a model's values add up to, and `beside` them what was counted along; a run stops where it is not so.
+
+    Tensors are summed one by one, each rounded to float32, and added in float32 in the order of `order`: keys by which
+    tensors and the sums of `beside` are sorted.
+    """
+
+    value: float
+    tolerance: float
+    says: str
+    beside: Mapping[str, float] = field(default_factory=dict)
+    order: Callable[[str], Any] = str
+
+
+@dataclass(frozen=True)
 class Model:
     """A model in canonical names and layouts.
 
     `config` speaks Hugging Face's config.json (portable spelling: `rope_theta`, `torch_dtype`).
     A tied head has no `lm_head.weight` and `config["tie_word_embeddings"]` is True.
-    `source` is the format it came from: "meta", "metaseq", "safetensors", "bin" or "gguf"; `stored_names` are its names there,
-    by canonical name; `norm_dtype` is what norms and biases had before a format forced them to F32; `side_files` are the files
-    beside the weights that a Hugging Face folder carries, byte for byte; `kept` is what only the format it came from has a
-    place for, as text under `smelt.*` keys: every other format carries it for the way back.
+    `source` is the format it came from: "meta", "metaseq", "safetensors", "bin", "gguf" or a plugin's; `stored_names` are its
+    names there, by canonical name; `norm_dtype` is what norms and biases had before a format forced them to F32; `side_files`
+    are the files beside the weights that a Hugging Face folder carries, byte for byte; `kept` is what only the format it came
+    from has a place for, as text under `smelt.*` keys: every other format carries it for the way back; `expected_sum` is what a
+    recipe says that the values add up to.
     """
 
     architecture: str
@@ -90,6 +128,7 @@ class Model:
     kept: Mapping[str, str] = field(default_factory=dict)
     assumptions: tuple[Assumption, ...] = ()
     notes: tuple[str, ...] = ()
+    expected_sum: ExpectedSum | None = None
 
     @property
     def parameters(self) -> int:
@@ -109,4 +148,4 @@ class Model:
     def bits_per_weight(self) -> float:
         """Stored bits for each weight of the matrices (tensors of two or more dimensions)."""
         matrices = [tensor for tensor in self.tensors.values() if len(tensor.shape) > 1]
-        return sum(t.nbytes for t in matrices) * 8 / max(1, sum(prod(t.shape) for t in matrices))
+        return sum(t.stored_nbytes for t in matrices) * 8 / max(1, sum(prod(t.shape) for t in matrices))

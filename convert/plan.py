@@ -10,39 +10,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from math import prod
 from pathlib import Path
-from typing import Literal
 
-import numpy as np
-
-from ..dtypes import DTYPES, F16, F32, DType, Shape, matrix_shape
+from ..dtypes import DTYPES, F32, DType, Shape, matrix_shape
 from ..errors import ModelError, UsageError
 from ..formats.checkpoint import FileLayout, TensorSpec
-from ..formats.gguf import GGUFValue, gguf_layout, gguf_shards
+from ..formats.pth_write import TorchFile
 from ..kernels.scheme import Rows, Scheme, cast_scheme
-from .architecture import Family, family_by
-from .assemble import Laid, lay_out
+from .architecture import KEPT_ROLES, ROUTER, Family, family_by, match_names
+from .assemble import Laid
 from .digests import Origin, numbered
-from .gguf import FILE_TYPES, PLAIN, gguf_metadata, tokenizer_of
-from .hugging_face import TORCH_NAMES, hugging_face_layout
-from .meta_params import published_shards
-from .meta_write import meta_layout, meta_tensors
-from .model import Assumption, LazyTensor, Model
+from .model import Assumption, ExpectedSum, LazyTensor, Model
 from .places import Place
 from .tokenizer_gguf import vocabulary_notes
+from .writer import Output, Places, Writer
+from .writers import writer_of
 
-Target = Literal["meta", "safetensors", "gguf"]
 Schemes = Mapping[str, Scheme]
-Places = Mapping[str, tuple[Place, ...]]
-
-MAX_SHARD = 5_000_000_000
 
 
 @dataclass(frozen=True)
 class Step:
     """One logical weight; `places` by the suffix of its stored tensors. `copies`: the stored bytes pass through unchanged.
 
-    `origin` is None for what the format computes for itself, and for a weight that is written a second time.
+    `origin` is None for what the format computes for itself, and for a weight that is written a second time. `before` counts
+    the elements that lie before it in the stored tensor, whose rows have `columns`.
     """
 
     name: str
@@ -52,6 +45,12 @@ class Step:
     copies: bool
     importance: Rows | None = None
     origin: Origin | None = None
+    before: int = 0
+    columns: int = 1
+
+    def in_stored(self, row: int, column: int) -> tuple[int, int]:
+        """Where a row and column of the weight lie in the stored tensor."""
+        return divmod(self.before + row * self.tensor.matrix_shape[1] + column, self.columns)
 
 
 @dataclass(frozen=True)
@@ -59,11 +58,12 @@ class Plan:
     """All there is to do. `folder` is False for a single file, whose only entry in `files` bears the target's name.
 
     `sources` hold the weights; `inputs` are all files that must not be overwritten; `provenance` is what the output says of its
-    making, by GGUF key; `pth` names the .pth files with their tensors, whose checksums the run fills in.
+    making, by GGUF key; `torch_files` are the .pth or .pt files by name, whose checksums the run fills in; `routers` are the
+    stored tensors that choose experts, `expected_sum` is what all values must add up to.
     """
 
     target: Path
-    to: Target
+    to: str
     folder: bool
     files: Mapping[str, FileLayout]
     steps: tuple[Step, ...]
@@ -74,7 +74,9 @@ class Plan:
     recipe: str
     notes: tuple[str, ...] = ()
     provenance: Mapping[str, str | int] = field(default_factory=dict)
-    pth: Mapping[str, tuple[TensorSpec, ...]] = field(default_factory=dict)
+    torch_files: Mapping[str, TorchFile] = field(default_factory=dict)
+    routers: frozenset[str] = frozenset()
+    expected_sum: ExpectedSum | None = None
 
     @property
     def manifest_name(self) -> str:
@@ -95,32 +97,22 @@ class Plan:
         return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
-def target_format(target: Path, to: str | None) -> Target:
-    """The format by `--to`, else by the target's suffix (a folder is safetensors); UsageError for another."""
-    if to is None:
-        to = "gguf" if target.suffix.lower() == ".gguf" else "safetensors"
-    if to not in ("meta", "gguf", "safetensors"):
-        raise UsageError(f"--to {to}: smelt writes meta, safetensors or gguf")
-    if to != "gguf" and target.suffix.lower() in (".gguf", ".safetensors", ".pth", ".bin"):
-        raise UsageError(f"{target}: a {to} target is a folder (weights, facts, tokenizer): name one without a suffix")
-    return "gguf" if to == "gguf" else "meta" if to == "meta" else "safetensors"
-
-
-def dtype_schemes(model: Model, to: Target, dtype: str) -> dict[str, Scheme]:
-    """Every tensor at `dtype` ("source", "f32", "f16", "bf16"); GGUF holds vectors as F32."""
+def dtype_schemes(model: Model, to: str, dtype: str) -> dict[str, Scheme]:
+    """Every tensor at `dtype` ("source", "f32", "f16", "bf16"). GGUF holds vectors as F32, and what llama.cpp never rounds."""
     if dtype not in ("source", "f32", "f16", "bf16"):
         raise UsageError(f"--dtype {dtype}: wanted source, f32, f16 or bf16")
+    writer = writer_of(to)
+    kept = frozenset() if dtype == "source" or writer.vectors is None else _with_roles(model, KEPT_ROLES)
     chosen: dict[str, Scheme] = {}
     refused = []
     for name, tensor in model.tensors.items():
         is_vector = len(tensor.shape) < 2
         wanted = tensor.dtype if dtype == "source" else DTYPES[dtype.upper()]
-        if is_vector and to == "gguf":
-            wanted = F32
+        if (name in kept and wanted != tensor.dtype) or (is_vector and writer.vectors is not None):
+            wanted = writer.vectors or F32
         elif is_vector and dtype == "source" and model.source == "gguf":
             wanted = model.norm_dtype
-        allowed = wanted in PLAIN or (to == "gguf" and wanted.is_block) or (to != "gguf" and wanted.name in TORCH_NAMES)
-        if not allowed:
+        if not writer.holds(wanted):
             refused.append(f"{name} ({wanted})")
         chosen[name] = cast_scheme(wanted)
     if refused:
@@ -130,10 +122,17 @@ def dtype_schemes(model: Model, to: Target, dtype: str) -> dict[str, Scheme]:
     return chosen
 
 
+def _with_roles(model: Model, roles: tuple[str, ...]) -> frozenset[str]:
+    """Canonical names of the tensors that have one of the roles."""
+    family = family_by("name", model.architecture, str(model.files[0]))
+    matches = match_names(family, "canonical", model.tensors, family.name)
+    return frozenset(name for name, match in matches.items() if match.row.role in roles)
+
+
 def make_plan(
     model: Model,
     target: Path,
-    to: Target,
+    to: str,
     schemes: Schemes,
     *,
     recipe: str,
@@ -149,97 +148,39 @@ def make_plan(
     max_shard_nbytes  bytes of tensors in one file: MAX_SHARD for safetensors; a GGUF is one file unless it is given
     n_shards          of a Meta folder: those the model was published in unless given
     """
+    if max_shard_nbytes is not None and to not in ("safetensors", "gguf"):
+        raise UsageError(f"--max-shard-size divides safetensors and GGUF, the target is {to}: leave it out")
     if n_shards is not None and to != "meta":
         raise UsageError(f"--shards divides Meta's folders, the target is {to}: say --to meta, or --max-shard-size")
-    family = family_by("name", model.architecture, str(target))
-    laid = _laid_out(family, model, to)
+    family, writer = family_by("name", model.architecture, str(target)), writer_of(to)
+    laid = writer.lay_out(family, model)
     specs = _specs(laid, schemes)
-    origins = _origins(family, model, to)
-    pth: Mapping[str, tuple[TensorSpec, ...]] = {}
-    if to == "meta":
-        folder = meta_layout(model, family, specs, published_shards(model) if n_shards is None else n_shards)
-        files, pth = folder.files, folder.pth
-        places: Places = folder.places
-    elif to == "gguf":
-        if not without_tokenizer:
-            tokenizer_of(model)
-        code = FILE_TYPES.get(_common_dtype(specs).name, 1) if file_type is None else file_type
-        n_vocab = int(model.config["vocab_size"])
-        metadata = gguf_metadata(model, family, specs, code, n_vocab, provenance or {})
-        files = _gguf_files(target, specs, metadata, max_shard_nbytes)
-        places = _whole(specs, files)
-    else:
-        files = hugging_face_layout(model, specs, _common_dtype(specs), max_shard_nbytes or MAX_SHARD)
-        places = _whole(specs, files)
+    output = Output(target, file_type, max_shard_nbytes, n_shards, without_tokenizer, provenance or {})
+    placed = writer.place(model, family, specs, output)
+    origins, routers = _origins(family, model, writer), _with_roles(model, (ROUTER,))
     return Plan(
         target,
         to,
         to != "gguf" or max_shard_nbytes is not None,
-        files,
-        tuple(step for stored in laid for step in _steps(stored, schemes, places, importance or {}, origins)),
+        placed.files,
+        tuple(step for stored in laid for step in _steps(stored, schemes, placed.places, importance or {}, origins)),
         model.assumptions,
         model.files,
         (*model.files, *_beside(model)),
         model.architecture,
         recipe,
-        model.notes + _identity_notes(model) + _gguf_notes(family, to),
+        model.notes + _identity_notes(model) + writer.notes(family, model),
         provenance or {},
-        pth,
+        placed.torch_files,
+        frozenset(stored.name for stored in laid if any(part.name in routers for part in stored.parts)),
+        model.expected_sum,
     )
 
 
-def _laid_out(family: Family, model: Model, to: Target) -> list[Laid]:
-    """Every tensor that is stored, under its name and in its layout there."""
-    if to == "meta":
-        return meta_tensors(family, model)
-    if to == "gguf":
-        return [*_derived(family, model), *lay_out(family, "gguf", model.tensors, model.config)]
-    return lay_out(family, "canonical", model.tensors, model.config)
-
-
-def _derived(family: Family, model: Model) -> list[Laid]:
-    """What GGUF holds as a tensor though it follows from the config."""
-    found = []
-    for derived in family.derived:
-        values = derived.values(model.config)
-        if values is not None:
-            found.append(Laid(derived.gguf, values.shape, (_held(derived.gguf, values),)))
-    return found
-
-
-def _held(name: str, values: Rows) -> LazyTensor:
-    """A vector that is in memory, as a tensor."""
-    raw = np.ascontiguousarray(values, "<f4").view(np.uint8)[None]
-    return LazyTensor(name, values.shape, F32, lambda start, stop: raw[start:stop])
-
-
-def _gguf_files(
-    target: Path, specs: list[TensorSpec], metadata: Mapping[str, GGUFValue], max_shard_nbytes: int | None
-) -> dict[str, FileLayout]:
-    """One file by the target's name, or the parts of a folder; UsageError for a folder that is named like a file."""
-    if max_shard_nbytes is None:
-        return {target.name: gguf_layout(specs, metadata)}
-    if target.suffix.lower() == ".gguf":
-        raise UsageError(
-            f"{target}: --max-shard-size makes a folder of GGUF parts: name one without a suffix and say --to gguf"
-        )
-    return dict(gguf_shards(specs, metadata, max_shard_nbytes, target.name))
-
-
-def _whole(specs: list[TensorSpec], files: Mapping[str, FileLayout]) -> Places:
-    """Each stored tensor whole in the file that has a slot for it."""
-    where = {name: (file, slot) for file, layout in files.items() for name, slot in layout.slots.items()}
-    places = {}
-    for spec in specs:
-        rows, columns = matrix_shape(spec.shape)
-        places[spec.name] = (Place(*where[spec.name], spec.dtype.row_nbytes(columns), 0, rows),)
-    return places
-
-
-def _origins(family: Family, model: Model, to: Target) -> dict[str, Origin]:
+def _origins(family: Family, model: Model, writer: Writer) -> dict[str, Origin]:
     """{canonical name: its origin}; whoever takes one takes it out, so that a weight written twice is counted once."""
     tensors = {name: numbered(tensor) for name, tensor in model.tensors.items()}
-    laid = _laid_out(family, replace(model, tensors=tensors), to)
+    laid = writer.lay_out(family, replace(model, tensors=tensors))
     numbers = {part.name: part for stored in laid for part in stored.parts}
     return {
         name: Origin(tensor, numbers[name] if len(tensor.shape) == 2 else None)
@@ -251,18 +192,20 @@ def _steps(
     laid: Laid, schemes: Schemes, places: Places, importance: Mapping[str, Rows], origins: dict[str, Origin]
 ) -> list[Step]:
     """A step for each part of a stored tensor; parts lie one after another."""
-    steps, before = [], 0
+    steps, before, elements = [], 0, 0
     for part in laid.parts:
         scheme = _scheme(part, schemes)
         stored = scheme.stored(part.shape)
-        copies = list(stored) == [""] and stored[""][1] == part.dtype
+        copies = scheme is cast_scheme(part.dtype)
         inside = {suffix: places[laid.name + suffix] for suffix in stored}
         if len(laid.parts) > 1:
             ((shape, dtype),) = stored.values()
             inside = {"": tuple(_part_place(place, before, shape, dtype) for place in inside[""])}
             before += dtype.tensor_nbytes(shape)
-        origin = origins.pop(part.name, None)
-        steps.append(Step(laid.name, part, scheme, inside, copies, importance.get(part.name), origin))
+        origin, known = origins.pop(part.name, None), importance.get(part.name)
+        columns = matrix_shape(laid.shape)[1]
+        steps.append(Step(laid.name, part, scheme, inside, copies, known, origin, elements, columns))
+        elements += prod(part.shape)
     return steps
 
 
@@ -301,19 +244,6 @@ def _specs(laid: list[Laid], schemes: Schemes) -> list[TensorSpec]:
             f"{len(bad)} tensors do not divide into blocks: {', '.join(bad)}: choose another scheme for them"
         )
     return specs
-
-
-def _common_dtype(specs: list[TensorSpec]) -> DType:
-    """The dtype of most bytes among matrices: what a config calls the model's dtype."""
-    sizes: dict[DType, int] = {}
-    for spec in specs:
-        if len(spec.shape) > 1:
-            sizes[spec.dtype] = sizes.get(spec.dtype, 0) + spec.nbytes
-    return max(sizes, key=lambda dtype: (sizes[dtype], dtype.name)) if sizes else F16
-
-
-def _gguf_notes(family: Family, to: Target) -> tuple[str, ...]:
-    return (family.gguf_note,) if to == "gguf" and family.gguf_note else ()
 
 
 def _identity_notes(model: Model) -> tuple[str, ...]:

@@ -1,16 +1,18 @@
-"""Rotary facts in every spelling: config.json old and new, GGUF's keys, and the tensor that holds Llama 3's scaling.
+"""Rotary facts as a config tells them, old and new, and what is wrong with them. GGUF's spelling of them is rope_gguf.py's.
 
     config.json, transformers 4    rope_theta, rope_scaling {rope_type (or type), factor, ...}, rope_local_base_freq
     config.json, transformers 5    rope_parameters {rope_theta, rope_type, ...}, or one such set for each kind of layer
-    GGUF                           rope.freq_base, rope.scaling.type + .factor for linear; rope_freqs.weight for llama3
 
-Llama 3 slows pair j, whose wavelength is w = 2 pi theta^(2j / head_dim), by a divisor:
+Canonical is the old spelling, which both generations of transformers read. Pair j of a head turns by position * f(j):
 
-    w < original / high: 1      w > original / low: factor      between: 1 / ((1 - s) / factor + s)
-    s = (original / w - low) / (high - low)
+    default    f = theta^(-2j / head_dim)
+    linear     f / factor
+    dynamic    f of a larger theta, once a text is longer than max_position_embeddings; until then as default
+    yarn       f / factor for slow pairs, f for fast ones, a ramp between; cos and sin times the attention factor
+    longrope   f / short_factor[j], or / long_factor[j] in a text longer than the original context; the same for cos and sin
+    llama3     f / factor for slow pairs, f for fast ones, otherwise blended
 
-Canonical is the old spelling, which both generations of transformers read. Sources: meta-llama/llama-models (model.py,
-apply_scaling), transformers (modeling_rope_utils.py), llama.cpp (convert_hf_to_gguf.py, llama-model.cpp).
+Sources: transformers (modeling_rope_utils.py); YaRN, arXiv 2309.00071; LongRoPE, arXiv 2402.13753.
 """
 
 from __future__ import annotations
@@ -19,15 +21,21 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from ..errors import ModelError, quoted
-from ..kernels.scheme import Rows
-from .architecture import Derived, Keys
+from .architecture import FLOAT32_MAX, FLOAT32_MIN
 
+SCALINGS = ("linear", "dynamic", "yarn", "longrope", "llama3")
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 LLAMA3_KEYS = ("factor", *LLAMA3)
+FACTOR_LISTS = ("long_factor", "short_factor")  # longrope: a divisor for each pair
+ORIGINAL = "original_max_position_embeddings"
+
 _KINDS = {"full_attention": "rope_theta", "sliding_attention": "rope_local_base_freq"}
+_WANTED = {"llama3": LLAMA3_KEYS, "longrope": ()}  # of all others the factor
+_MAY = {
+    "yarn": (ORIGINAL, "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"),
+    "longrope": (ORIGINAL, "attention_factor", "factor"),
+}
 
 
 def flatten_rope(config: dict[str, Any], kinds: bool, where: str) -> dict[str, Any]:
@@ -86,12 +94,7 @@ def rope_problems(config: Mapping[str, Any], *known: str) -> list[str]:
     if kind is not None and kind not in known:
         problems.append(f"rope_scaling {quoted(config['rope_scaling'])} is not supported by smelt yet")
     elif kind is not None:
-        scaling: Mapping[str, Any] = config["rope_scaling"]
-        wanted = LLAMA3_KEYS if kind == "llama3" else ("factor",)
-        wrong = [key for key in wanted if not _number(scaling.get(key))]
-        problems += [f"rope_scaling: {key} is {quoted(scaling.get(key))}" for key in wrong]
-        if kind == "llama3" and not wrong and scaling["low_freq_factor"] >= scaling["high_freq_factor"]:
-            problems.append("rope_scaling: low_freq_factor is not below high_freq_factor")
+        problems += _wrong_values(config, kind)
     if config.get("partial_rotary_factor", 1) != 1:
         problems.append(
             f"partial_rotary_factor {quoted(config['partial_rotary_factor'])} is not supported by smelt yet"
@@ -99,48 +102,56 @@ def rope_problems(config: Mapping[str, Any], *known: str) -> list[str]:
     return problems
 
 
-def _number(value: Any) -> bool:
-    return type(value) in (int, float) and 0 < value < math.inf
+def _wrong_values(config: Mapping[str, Any], kind: str) -> list[str]:
+    """Values of `rope_scaling` that are missing or no positive numbers."""
+    scaling: Mapping[str, Any] = config["rope_scaling"]
+    wrong = [key for key in _WANTED.get(kind, ("factor",)) if not is_number(scaling.get(key))]
+    wrong += [key for key in _MAY.get(kind, ()) if scaling.get(key) is not None and not is_number(scaling[key])]
+    wrong += [key for key in FACTOR_LISTS if kind == "longrope" and not _is_list(scaling.get(key), config)]
+    problems = [f"rope_scaling: {key} is {quoted(scaling.get(key))}" for key in wrong]
+    if kind in _MAY and original_context(config) is None:
+        problems.append(f"rope_scaling: {ORIGINAL} is in none of its places")
+    if kind == "llama3" and not wrong and scaling["low_freq_factor"] >= scaling["high_freq_factor"]:
+        problems.append("rope_scaling: low_freq_factor is not below high_freq_factor")
+    return problems
 
 
-def _linear_to_gguf(config: Mapping[str, Any]) -> dict[str, int | float | str]:
-    if scaling_type(config) != "linear" or not _number(config["rope_scaling"].get("factor")):
-        return {}
-    return {"rope.scaling.type": "linear", "rope.scaling.factor": float(config["rope_scaling"]["factor"])}
+def is_number(value: object) -> bool:
+    """True for a positive number that a float32 holds."""
+    return type(value) in (int, float) and FLOAT32_MIN <= value <= FLOAT32_MAX  # type: ignore[operator]
 
 
-def _linear_to_config(keys: Mapping[str, Any]) -> dict[str, Any]:
-    kind = keys.get("rope.scaling.type", "linear")  # llama.cpp's own default for a file with a factor alone
-    if kind not in ("linear", "none"):
-        raise ModelError(f"rope.scaling.type is {quoted(kind)}: smelt does not support it yet")
-    factor = keys.get("rope.scaling.factor") or keys.get("rope.scale_linear")
-    if kind == "none" or factor in (None, 0, 1):
-        return {"rope_scaling": None}
-    return {"rope_scaling": {"rope_type": "linear", "factor": factor}}
+def _is_list(values: object, config: Mapping[str, Any]) -> bool:
+    """True for a divisor of each pair of a head."""
+    pairs = config.get("head_dim", 0)
+    return isinstance(values, list) and len(values) * 2 == pairs and all(is_number(value) for value in values)
 
 
-LINEAR_SCALING = Keys(
-    ("rope.scaling.type", "rope.scaling.factor", "rope.scale_linear"), _linear_to_gguf, _linear_to_config
-)
+def original_context(config: Mapping[str, Any]) -> int | None:
+    """The context before it was stretched: beside rope_scaling, in it, or the context itself; None where none is a count."""
+    for value in (config.get(ORIGINAL), config["rope_scaling"].get(ORIGINAL), config.get("max_position_embeddings")):
+        if value is not None:
+            return int(value) if is_number(value) and value > 1 and value == int(value) else None
+    return None
 
 
-def llama3_divisors(config: Mapping[str, Any]) -> Rows | None:
-    """float32[head_dim / 2], by which llama.cpp divides each pair's frequency; None without llama3 scaling."""
-    if scaling_type(config) != "llama3":
-        return None
-    factor, low, high, original = (float(config["rope_scaling"][key]) for key in LLAMA3_KEYS)
-    head_dim, theta = int(config["head_dim"]), float(config["rope_theta"])
-    wavelengths = 2 * math.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
-    smooth = np.clip((original / wavelengths - low) / (high - low), 0, 1)
-    return (1 / ((1 - smooth) / factor + smooth)).astype(np.float32)
+def magnitude(factor: float, weight: float = 1.0) -> float:
+    """YaRN's attention factor of a context that is `factor` times as long."""
+    return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
 
 
-def _llama3_of(divisors: Rows) -> dict[str, Any]:
-    """The scaling that a file's divisors are of, the largest being the factor itself; the rest is as Meta published it."""
-    factor = float(divisors.max(initial=1))
-    if factor == 1:
-        return {}
-    return {"rope_scaling": {"rope_type": "llama3", "factor": factor, **LLAMA3}}
-
-
-ROPE_FREQS = Derived("rope_freqs.weight", llama3_divisors, _llama3_of)
+def attention_factor(config: Mapping[str, Any]) -> float:
+    """What a yarn or longrope config multiplies cos and sin by; the config has no `rope_problems`."""
+    scaling = config["rope_scaling"]
+    if scaling.get("attention_factor") is not None:
+        return float(scaling["attention_factor"])
+    original, factor = original_context(config), scaling.get("factor")
+    if scaling_type(config) == "yarn":
+        weights = scaling.get("mscale"), scaling.get("mscale_all_dim")
+        if all(weights):
+            return magnitude(factor, weights[0]) / magnitude(factor, weights[1])
+        return magnitude(factor)
+    if original is None:
+        return 1.0
+    stretched = float(config.get("max_position_embeddings", original)) / original if factor is None else float(factor)
+    return 1.0 if stretched <= 1 else math.sqrt(1 + math.log(stretched) / math.log(original))

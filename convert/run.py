@@ -22,19 +22,22 @@ from pathlib import Path
 
 import numpy as np
 
-from ..dtypes import BF16, DTYPES, F16
+from ..dtypes import BF16, DTYPES, F16, F32, DType
 from ..errors import InputError, NonFiniteError, ScaleOverflowError, UsageError
 from ..formats.transaction import Transaction
 from ..kernels.finite import count_nonfinite
 from ..kernels.scheme import Packed, decode
 from .checksums import SlotChecksums, seal
+from .containers import OWN
 from .device import Device, StoredRows, open_device
 from .digests import DigestSums
 from .headers import outside_sha256
 from .manifest import Record, manifest
 from .model import Assumption
+from .packed import encoded_rows
 from .plan import Plan, Step
 from .progress import Progress, silent
+from .sums import Sums, check_sum
 
 # elements: 4 MiB as float32. Q8_0 of 1.3 GB on two threads took 1.4 s; 1.5 to 2.0 s with 1 << 18, 1.9 s with 1 << 22
 SLAB = 1 << 20
@@ -81,9 +84,14 @@ class Slab:
 
 @dataclass
 class _Tally:
-    """What the data showed, by tensor; one thread at a time adds to it. `checksums`: of a plan with .pth files only."""
+    """What the data showed, by tensor; one thread at a time adds to it.
+
+    `checksums` of a plan with .pth or .pt files only, `sums` of one whose values must add up to something.
+    """
 
     checksums: SlotChecksums | None = None
+    sums: Sums | None = None
+    routers: frozenset[str] = frozenset()
     digests: DigestSums = field(default_factory=DigestSums)
     lock: threading.Lock = field(default_factory=threading.Lock)
     nonfinite: dict[str, int] = field(default_factory=dict)
@@ -103,6 +111,12 @@ class _Tally:
             total = sum(self.rounded.values())
             worst = max(self.rounded, key=lambda name: (self.rounded[name], name))
             lines.append(f"the dtype rounded {total} values in {len(self.rounded)} tensors, most in {worst}")
+        if routers := self.routers.intersection(self.rounded):
+            total = sum(self.rounded[name] for name in routers)
+            lines.append(
+                f"among them {total} values of {len(routers)} routers, which choose a token's experts: --dtype source or f32 "
+                "keeps them"
+            )
         return lines
 
 
@@ -121,7 +135,7 @@ def run_all(plans: Sequence[Plan], options: RunOptions, progress: Progress | Non
     started = time.monotonic()
     together = _together(plans)
     device = open_device(options.device, (step for steps in together for step in steps))
-    tallies = [_Tally(SlotChecksums() if plan.pth else None) for plan in plans]
+    tallies = [_tally(plan) for plan in plans]
     with ExitStack() as stack:
         transactions = []
         for plan in plans:
@@ -134,8 +148,10 @@ def run_all(plans: Sequence[Plan], options: RunOptions, progress: Progress | Non
             check_assumption(assumption)
         _write_all(together, list(zip(transactions, tallies, strict=True)), options, device, progress or silent)
         for plan, transaction, tally in zip(plans, transactions, tallies, strict=True):
+            if plan.expected_sum is not None and tally.sums is not None:
+                check_sum(plan.expected_sum, tally.sums)
             if tally.checksums is not None:
-                seal(transaction, plan.files, plan.pth, tally.checksums, options.threads, progress or silent)
+                seal(transaction, plan.files, plan.torch_files, tally.checksums, options.threads, progress or silent)
             record = Record(_digests(plan, tally), _headers(plan, transaction), options.source_digests)
             transaction.add(plan.manifest_name, manifest(plan, record))
         for transaction in transactions:
@@ -143,6 +159,13 @@ def run_all(plans: Sequence[Plan], options: RunOptions, progress: Progress | Non
     seconds = round(time.monotonic() - started, 3)
     notes = [(*plan.notes, *tally.notes(), *device.notes()) for plan, tally in zip(plans, tallies, strict=True)]
     return tuple(_result(plan, said, seconds) for plan, said in zip(plans, notes, strict=True))
+
+
+def _tally(plan: Plan) -> _Tally:
+    """Empty, with what the plan asks for."""
+    return _Tally(
+        SlotChecksums() if plan.torch_files else None, Sums() if plan.expected_sum is not None else None, plan.routers
+    )
 
 
 def _together(plans: Sequence[Plan]) -> list[tuple[Step, ...]]:
@@ -182,6 +205,7 @@ def _headers(plan: Plan, transaction: Transaction) -> dict[str, str]:
     return {
         name: outside_sha256(layout.nbytes, extents[name], partial(transaction.read, name))
         for name, layout in plan.files.items()
+        if plan.to in OWN or not extents[name]  # of a third party's file nothing but its plugin tells where tensors lie
     }
 
 
@@ -251,10 +275,11 @@ def _write_slab(
                 if not step.copies:
                     packed[k] = _encoded(slab, step, rows, tally, device)
     for step, stored, (transaction, tally) in zip(slab.steps, packed, outputs, strict=True):
-        if step.copies:
+        finite = step.origin is not None and tally.digests.add(step.origin, slab.start, *_values(step, stored))
+        if step.copies and not finite:
             tally.add(tally.nonfinite, step.name, count_nonfinite(tensor.dtype, raw))
-        if step.origin is not None:
-            tally.digests.add(step.origin, slab.start, step.scheme.stored(tensor.shape)[""][1], stored[""])
+        if step.origin is not None and tally.sums is not None:
+            tally.sums.add(step.origin.tensor.name, slab.start, decode(tensor.dtype, raw))
         for suffix, places in step.places.items():
             for place in places:
                 if (cut := place.cut(slab.start, stored[suffix])) is not None:
@@ -263,31 +288,50 @@ def _write_slab(
                         tally.checksums.add(place.file, *cut)
 
 
+def _values(step: Step, stored: dict[str, Packed]) -> tuple[DType, Packed]:
+    """Rows as they are stored, in a dtype that smelt decodes: a third party's scheme decodes its own."""
+    if step.scheme.name.upper() in DTYPES:
+        return step.scheme.stored(step.tensor.shape)[""][1], stored[""]
+    return F32, np.ascontiguousarray(step.scheme.decode(stored), "<f4").view(np.uint8)
+
+
 def _encoded(slab: Slab, step: Step, rows: StoredRows, tally: _Tally, device: Device) -> dict[str, Packed]:
     """`rows` as `step` stores them; the error of a value that cannot be is told with its tensor and row."""
+    target = DTYPES.get(step.scheme.name.upper())
     try:
+        if target is None:
+            return encoded_rows(step.scheme, step.tensor.shape, rows.decoded, step.importance)
         packed = device.encode(step, rows)
     except (NonFiniteError, ScaleOverflowError) as error:
-        raise _located(error, slab, step) from error
-    target = DTYPES.get(step.scheme.name.upper())
+        raise _located(error, slab, step, rows) from error
     if target in (F16, BF16):
         tally.add(tally.rounded, step.name, int(np.count_nonzero(rows.decoded != decode(target, packed[""]))))
     return packed
 
 
-def _located(error: NonFiniteError | ScaleOverflowError, slab: Slab, step: Step) -> InputError:
-    """The kernel's error with the tensor's name and the row counted from the tensor's start."""
+def _located(
+    error: NonFiniteError | ScaleOverflowError, slab: Slab, step: Step, rows: StoredRows
+) -> NonFiniteError | ScaleOverflowError:
+    """The kernel's error with the tensor's name, and row and column in it.
+
+    Of a block whose scale is too large the kernel names the first column; the largest of its values is what is too large.
+    """
+    column = error.column
+    if isinstance(error, ScaleOverflowError) and step.scheme.name.upper() in DTYPES:
+        block = step.scheme.stored(step.tensor.shape)[""][1].block
+        first = column // block * block
+        column = first + int(np.abs(rows.decoded[error.row, first : first + block]).argmax())
     what = "is NaN or infinite" if isinstance(error, NonFiniteError) else "is too large for a 16-bit float"
     advice = (
         "the source is damaged: check its digests"
         if isinstance(error, NonFiniteError)
         else "choose bf16 or f32 for it, or a scheme with a wider scale"
     )
-    row = slab.start + error.row
+    row, column = step.in_stored(slab.start + error.row, column)
     return type(error)(
-        f"{step.name}: the value at row {row}, column {error.column} {what} ({step.scheme.name}): {advice}",
+        f"{step.name}: the value at row {row}, column {column} {what} ({step.scheme.name}): {advice}",
         row,
-        error.column,
+        column,
     )
 
 

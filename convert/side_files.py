@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+GENERATION_CONFIG = "generation_config.json"
 SIDE_FILES = (
-    "generation_config.json",
+    GENERATION_CONFIG,
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -14,7 +15,10 @@ SIDE_FILES = (
     "vocab.json",
     "merges.txt",
     "chat_template.jinja",
+    "gpt2-vocab.json",  # metaseq's, where dict.txt gives its pieces other ids
+    "dict.txt",
 )
+WITHOUT_VOCABULARY = (GENERATION_CONFIG,)  # what goes along even where the tokenizer is another, or left out
 
 
 def read_side_files(folder: Path, names: tuple[str, ...] = SIDE_FILES) -> dict[str, bytes]:

@@ -11,7 +11,9 @@ Source: tokenizers (tokenizer.json).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ..errors import ModelError, quoted
@@ -94,7 +96,8 @@ def _plain_encoder(fast: Any) -> Encoder:
     fast.encode_special_tokens = True  # a special token's name in a text is text, as in llama.cpp and SentencePiece
 
     def encode(text: str) -> list[int]:
-        ids: list[int] = fast.encode(text, add_special_tokens=False).ids
+        with refusing_panics():
+            ids: list[int] = fast.encode(text, add_special_tokens=False).ids
         return ids
 
     return encode
@@ -104,9 +107,41 @@ def _library_tokenizer(content: bytes) -> Any:
     from tokenizers import Tokenizer as LibraryTokenizer
 
     try:
-        return LibraryTokenizer.from_str(content.decode())
+        with refusing_panics():
+            return LibraryTokenizer.from_str(content.decode())
+    except ModelError:
+        raise
     except Exception as error:  # the library has no narrower class
         raise ModelError(f"{TOKENIZER_JSON}: the tokenizers library refuses it: {quoted(str(error))}") from error
+
+
+@contextmanager
+def refusing_panics() -> Iterator[None]:
+    """ModelError in place of a panic of the library, as a regular expression that backtracks without end gives.
+
+    A panic is no Exception, and prints its stack on stderr before it can be caught: nothing comes out there meanwhile.
+    """
+    try:
+        aside = os.dup(2)
+    except OSError:  # there is no stderr to keep clean
+        aside = -1
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        if aside >= 0:
+            os.dup2(nowhere, 2)
+        yield
+    except BaseException as error:
+        if type(error).__module__ != "pyo3_runtime":
+            raise
+        raise ModelError(
+            f"{TOKENIZER_JSON}: the tokenizers library gives up on its regular expression: {quoted(str(error))}: leave the "
+            "vocabulary out with --skip-tokenizer"
+        ) from None
+    finally:
+        os.close(nowhere)
+        if aside >= 0:
+            os.dup2(aside, 2)
+            os.close(aside)
 
 
 def _vocab(tokenizer: Tokenizer) -> tuple[dict[str, int], list[tuple[int, str, bool]]]:

@@ -24,6 +24,7 @@ from .side_files import SIDE_FILES
 from .tokenizer import BYTE_LEVEL, MODEL_FILE, SENTENCEPIECE, Tokenizer, read_sentencepiece
 from .tokenizer_json_read import ADDED_SCORE, read_tokenizer_json, read_vocab_merges
 from .tokenizer_roles import special_roles
+from .tokenizer_tiktoken import is_llama3_1, read_tiktoken
 
 JSON_CAP = 64 << 20  # bytes; Gemma 3's tokenizer.json has 33 million
 # the rules of a folder without tokenizer.json are its class's
@@ -45,7 +46,7 @@ def read_files(files: Mapping[str, bytes], config: Mapping[str, Any], folder: Pa
     model = files.get(MODEL_FILE)
     found: Tokenizer | None
     if model is not None and not (is_tiktoken(model) and "tokenizer.json" in files):
-        found = _from_model_file(files, settings, folder)
+        found = _from_model_file(files, settings, config, folder)
     elif "tokenizer.json" in files:
         content = _object(files, "tokenizer.json", folder)
         found = read_tokenizer_json(content, str(folder / "tokenizer.json"))
@@ -96,9 +97,14 @@ def agreeing_files(tokenizer: Tokenizer, files: Mapping[str, bytes]) -> Tokenize
     return replace(tokenizer, files=carried)
 
 
-def _from_model_file(files: Mapping[str, bytes], settings: Mapping[str, Any], folder: Path) -> Tokenizer:
+def _from_model_file(
+    files: Mapping[str, bytes], settings: Mapping[str, Any], config: Mapping[str, Any], folder: Path
+) -> Tokenizer:
+    """SentencePiece's file, or Llama 3's ranks, whose special tokens are the release's."""
     path = folder / MODEL_FILE
     try:
+        if is_tiktoken(files[MODEL_FILE]):
+            return read_tiktoken(files[MODEL_FILE], is_llama3_1(config))
         found = read_sentencepiece(files[MODEL_FILE])
     except (FormatError, ModelError) as error:
         raise type(error)(f"{path}: {str(error).removeprefix(f'{MODEL_FILE}: ')}") from None

@@ -169,16 +169,22 @@ def _llama_pieces(metadata: Mapping[str, Any]) -> list[Piece]:
     scores: list[float] = array(metadata, "scores", "f32", len(texts))
     types: list[int] = array(metadata, "token_type", "i32", len(texts))
     for i, (text, score, type_) in enumerate(zip(texts, scores, types, strict=True)):
-        where = f"tokenizer.ggml.tokens: token {i} ({quoted(text)})"
-        if not NORMAL <= type_ <= BYTE:
-            raise FormatError(f"{where} has type {type_}, wanted 1 to 6")
-        if not math.isfinite(score):
-            raise FormatError(f"{where} has score {score}")
-        if type_ == BYTE and byte_of(text) is None:
-            raise FormatError(f"{where} is no byte, wanted <0x00> to <0xFF>")
+        if type_ == NORMAL and math.isfinite(score):
+            continue
+        if flaw := _flaw(text, score, type_):
+            raise FormatError(f"tokenizer.ggml.tokens: token {i} ({quoted(text)}) {flaw}")
         if type_ == USER_DEFINED:
             texts[i] = text.replace(" ", SPACE)
     return list(zip(texts, scores, types, strict=True))
+
+
+def _flaw(text: str, score: float, type_: int) -> str:
+    """What is wrong with a token; empty where nothing is."""
+    if not NORMAL <= type_ <= BYTE:
+        return f"has type {type_}, wanted 1 to 6"
+    if not math.isfinite(score):
+        return f"has score {score}"
+    return "is no byte, wanted <0x00> to <0xFF>" if type_ == BYTE and byte_of(text) is None else ""
 
 
 def _gpt2_pieces(metadata: Mapping[str, Any]) -> list[Piece]:

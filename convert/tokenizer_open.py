@@ -6,10 +6,8 @@ a JSON object with a model          tokenizer.json           {text: id} and merg
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from ..errors import FormatError, InputError, ModelError, UsageError
 from ..formats.tiktoken import is_tiktoken
@@ -42,12 +40,6 @@ def open_tokenizer(path: Path, llama3_1: bool = False) -> Tokenizer:
         return read_tiktoken(content, llama3_1) if is_tiktoken(content) else read_sentencepiece(content)
     except (FormatError, ModelError) as error:
         raise type(error)(f"{path}: {str(error).removeprefix(f'{MODEL_FILE}: ')}") from None
-
-
-def is_llama3_1(config: Mapping[str, Any]) -> bool:
-    """Whether a config is that of Llama 3.1 or later, whose frequencies are scaled."""
-    scaling = config.get("rope_scaling")
-    return isinstance(scaling, Mapping) and scaling.get("rope_type") == "llama3"
 
 
 def with_pre(tokenizer: Tokenizer | None, pre: str | None) -> Tokenizer | None:

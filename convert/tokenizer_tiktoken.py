@@ -9,7 +9,9 @@ whose names are taken here. Source: meta-llama/llama-models (llama3/tokenizer.py
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import count
+from typing import Any
 
 from ..errors import ModelError, quoted
 from ..formats.sentencepiece import CONTROL, NORMAL, USER_DEFINED, Piece
@@ -34,6 +36,12 @@ def special_names(llama3_1: bool) -> list[str]:
     names = _LLAMA3_1 if llama3_1 else _LLAMA3
     reserved = count()
     return [f"<|{names.get(i) or f'reserved_special_token_{next(reserved)}'}|>" for i in range(N_SPECIAL)]
+
+
+def is_llama3_1(config: Mapping[str, Any]) -> bool:
+    """Whether a config is that of Llama 3.1 or later, whose frequencies are scaled."""
+    scaling = config.get("rope_scaling")
+    return isinstance(scaling, Mapping) and scaling.get("rope_type") == "llama3"
 
 
 def read_tiktoken(content: bytes, llama3_1: bool) -> Tokenizer:

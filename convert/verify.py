@@ -7,7 +7,8 @@
 
     ok: a digest says so        bad: a digest, or the content, says otherwise        unknown: nothing says anything
 
-A file that no list names is read no further than its headers, but for a .pth: its own CRC-32s are checked.
+A file that no list names is read no further than its headers, but for torch's zips (.pth, .pt, .bin): their own CRC-32s are
+checked. A list may have been made of a file that was cut already, so a zip's directory is read whatever the list says.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from ..formats.gguf_read import read_file as read_gguf
 from ..formats.pth import check_crc
 from ..formats.safetensors_read import read_file as read_safetensors
 from ..formats.sniff import ADVICE, HEAD, sniff_head
+from ..formats.stored_zip import read_members
 from .digest_lists import Statement, is_list, read_list
 from .manifest_check import ManifestCheck, check_manifest, is_manifest
 from .progress import Progress, silent
@@ -81,6 +83,7 @@ class _File:
     statements: list[Statement] = field(default_factory=list)
     digests: dict[str, str] = field(default_factory=dict)
     problem: str | None = None
+    cut: str | None = None
     manifest: ManifestCheck | None = None
 
 
@@ -173,18 +176,32 @@ def _look(file: _File, pool: ThreadPoolExecutor, tick: Any) -> None:
             read_gguf(file.path)
         elif kind == "safetensors":
             read_safetensors(file.path)
+        elif file.path.suffix in WEIGHTS and not any(head):
+            file.problem = "begins with zeros: the download never finished, fetch the file again"
+            return
         elif file.path.suffix in (".safetensors", ".gguf"):
             file.problem = f"{ADVICE[kind]}, not a {file.path.suffix[1:]} file"
             return
         wanted = {statement.algorithm for statement in file.statements}
         if file.path.name in published_names():
             wanted |= {"md5", "sha256"}
-        if kind == "pth" and not file.statements:
+        if kind == "pth" and file.statements:
+            file.cut = _cut(source)
+        elif kind == "pth":
             check_crc(file.path)
         if wanted:
             file.digests = _hash(source, sorted(wanted), pool, tick)
     finally:
         source.close()
+
+
+def _cut(source: SourceFile) -> str | None:
+    """What is wrong with the directory at the end of torch's zip; None where it is sound."""
+    try:
+        read_members(source)
+    except InputError as error:
+        return _reason(error, source.path)
+    return None
 
 
 def _pointer_size(head: bytes) -> str:
@@ -219,6 +236,8 @@ def _judge(file: _File, files: Mapping[Path, _File]) -> tuple[Status, str]:
         if file.digests[statement.algorithm] != statement.digest:
             got = file.digests[statement.algorithm]
             return "bad", f"{statement.algorithm} is {got}, {statement.source} says {statement.digest}"
+    if file.cut is not None:
+        return "bad", file.cut
     if file.manifest is not None and file.manifest.problem is not None:
         return "bad", file.manifest.problem
     said = [f"{statement.algorithm} as in {statement.source}" for statement in file.statements]

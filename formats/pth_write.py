@@ -1,10 +1,12 @@
-"""Write Meta's .pth: the zip that torch.save writes, with every offset known before the first tensor is.
+"""Write a .pth or .pt: the zip that torch.save writes, with every offset known before the first tensor is.
 
     | header FB.. | data.pkl | descriptor | ... | header FB.. | data/0 | descriptor | ... | directory | end records |
                                                                slot     ^ crc of the slot    ^ crcs
 
     header     = local header with flag bit 3: no CRC, no sizes; the extra field `FB` fills up to 64 bytes with Z
     descriptor = "PK\\7\\8" | crc: u32 | size | size     u32, or u64 where size or header offset is 2**32 - 1 or more
+
+    data.pkl   = {name: tensor, ...}, or {"model": {name: tensor, ...}, **beside}
 
 Only descriptors and directory need the data: `pth_layout` places everything, `finish_pth` fills them in from the CRC-32 of
 each slot. Slots that are written in pieces, in any order, join their CRCs with `crc32_combine`.
@@ -31,6 +33,27 @@ TENSORS = 10_000  # what `opcodes` reads back, whatever their shapes
 STORAGE_OF = {dtype: kind for kind, dtype in STORAGES.items() if dtype is not None}
 TORCH_DTYPE_OF = {dtype: kind for kind, dtype in TORCH_DTYPES.items()}
 CRC_POLYNOMIAL = 0xEDB88320  # bit-reversed: bit 31 is x**0
+MODEL = "model"  # the key of the tensors where other values lie beside them
+
+Plain = None | bool | int | float | str | list["Plain"] | dict[str, "Plain"]
+Beside = Mapping[str, Plain]
+
+
+@dataclass(frozen=True)
+class TorchFile:
+    """What one file of torch.save holds: its tensors and, where it is not their dict alone, the plain values beside them."""
+
+    stem: str
+    tensors: tuple[TensorSpec, ...]
+    beside: Beside | None = None
+
+    def layout(self) -> FileLayout:
+        """`pth_layout` of it."""
+        return pth_layout(self.tensors, self.stem, self.beside)
+
+    def finish(self, crcs: Mapping[str, int]) -> tuple[tuple[int, bytes], ...]:
+        """`finish_pth` of it."""
+        return finish_pth(self.tensors, self.stem, crcs, self.beside)
 
 
 @dataclass(frozen=True)
@@ -61,12 +84,14 @@ class _Entry:
         return FLAG_UTF8 | (FLAG_DESCRIPTOR if self.nbytes else 0)
 
 
-def pth_layout(tensors: Sequence[TensorSpec], stem: str) -> FileLayout:
+def pth_layout(tensors: Sequence[TensorSpec], stem: str, beside: Beside | None = None) -> FileLayout:
     """Every byte of `<stem>.pth` but the CRCs of its slots; a slot begins at a multiple of 64 bytes.
+
+    beside  plain values beside the tensors, which are then under "model"
 
     UsageError for a block type, which torch has none of, a repeated name or a stem that is no plain name.
     """
-    entries = _place(tensors, stem)
+    entries = _place(tensors, stem, beside)
     pieces: list[tuple[int, bytes]] = []
     for entry in entries:
         pieces.append((entry.offset, entry.header))
@@ -77,9 +102,11 @@ def pth_layout(tensors: Sequence[TensorSpec], stem: str) -> FileLayout:
     return FileLayout(nbytes, tuple(pieces), {spec.name: at for spec, at in zip(tensors, names, strict=True)})
 
 
-def finish_pth(tensors: Sequence[TensorSpec], stem: str, crcs: Mapping[str, int]) -> tuple[tuple[int, bytes], ...]:
+def finish_pth(
+    tensors: Sequence[TensorSpec], stem: str, crcs: Mapping[str, int], beside: Beside | None = None
+) -> tuple[tuple[int, bytes], ...]:
     """The pieces that `pth_layout` left out, from each tensor's CRC-32: a descriptor behind each slot, and the directory."""
-    entries = _place(tensors, stem)
+    entries = _place(tensors, stem, beside)
     slots = iter(tensors)
     found = [zlib.crc32(e.content) if e.content is not None else crcs[next(slots).name] for e in entries]
     pieces = [
@@ -117,13 +144,13 @@ def _multiply(a: int, b: int) -> int:
     return product
 
 
-def _place(tensors: Sequence[TensorSpec], stem: str) -> list[_Entry]:
+def _place(tensors: Sequence[TensorSpec], stem: str, beside: Beside | None) -> list[_Entry]:
     """Everything in torch.save's order: the pickle, what describes the format, the storages, the version."""
     if not stem.isprintable() or stem in ("", ".", "..") or "/" in stem or "\\" in stem:
         raise UsageError(f"{ascii(stem)[:80]} cannot name the folder inside a .pth: give a plain file name")
     if len({spec.name for spec in tensors}) != len(tensors):
         raise UsageError(f"{stem}.pth: two tensors of one name: rename one of them")
-    pickled = _pickle(tensors)
+    pickled = b"\x80\x02" + (_tensors(tensors) if beside is None else _top(tensors, beside)) + b"."
     if len(tensors) > TENSORS or len(pickled) > PICKLE_NBYTES:
         raise UsageError(
             f"{stem}.pth: {len(tensors)} tensors, at most {TENSORS} with short names are read: use more shards"
@@ -186,9 +213,29 @@ def _central(entry: _Entry, crc: int) -> bytes:
     )
 
 
-def _pickle(tensors: Sequence[TensorSpec]) -> bytes:
+def _tensors(tensors: Sequence[TensorSpec]) -> bytes:
     """The dict of tensors in protocol 2, each with a storage of its own, as opcodes without a memo."""
-    return b"\x80\x02}(" + b"".join(_text(spec.name) + _tensor(key, spec) for key, spec in enumerate(tensors)) + b"u."
+    return b"}(" + b"".join(_text(spec.name) + _tensor(key, spec) for key, spec in enumerate(tensors)) + b"u"
+
+
+def _top(tensors: Sequence[TensorSpec], beside: Beside) -> bytes:
+    """{"model": the dict of tensors, and what lies beside it}."""
+    return b"}(" + _text(MODEL) + _tensors(tensors) + b"".join(_text(k) + _plain(v) for k, v in beside.items()) + b"u"
+
+
+def _plain(value: Plain) -> bytes:
+    """None, a bool, a number, a text, or a list or dict of such."""
+    if value is None or isinstance(value, bool):
+        return {None: b"N", True: b"\x88", False: b"\x89"}[value]
+    if isinstance(value, int):
+        return _number(value)
+    if isinstance(value, float):
+        return b"G" + struct.pack(">d", value)
+    if isinstance(value, str):
+        return _text(value)
+    if isinstance(value, list):
+        return b"](" + b"".join(map(_plain, value)) + b"e"
+    return b"}(" + b"".join(_text(key) + _plain(item) for key, item in value.items()) + b"u"
 
 
 def _tensor(key: int, spec: TensorSpec) -> bytes:
@@ -229,5 +276,7 @@ def _numbers(values: Sequence[int]) -> bytes:
 def _number(value: int) -> bytes:
     """BININT where 31 bits do, else LONG1."""
     return (
-        b"J" + struct.pack("<i", value) if value < 1 << 31 else b"\x8a\x09" + value.to_bytes(9, "little", signed=True)
+        b"J" + struct.pack("<i", value)
+        if -(1 << 31) <= value < 1 << 31
+        else b"\x8a\x09" + value.to_bytes(9, "little", signed=True)
     )

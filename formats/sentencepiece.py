@@ -19,6 +19,7 @@ import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from ..errors import FormatError, quoted
 
@@ -35,6 +36,7 @@ _TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n")
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _FIXED_SIZE = {_FIXED64: 8, _FIXED32: 4}
 _F32 = struct.Struct("<f")
+_ONE_BYTE = tuple(bytes((value,)) for value in range(0x80))
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ def is_sentencepiece(content: bytes) -> bool:
     return content[:1] == b"\x0a" and _TIKTOKEN_LINE.match(content) is None
 
 
+@lru_cache(maxsize=2)  # a conversion looks at one file up to three times
 def decode_model(content: bytes) -> SentencePieceModel:
     """A whole tokenizer.model. FormatError for anything malformed, and for what the library itself would refuse."""
     if len(content) > SIZE_CAP:
@@ -268,21 +271,25 @@ def encode_model(model: SentencePieceModel) -> bytes:
         + _varint_field(4, model.remove_extra_whitespaces)
         + _varint_field(5, model.escape_whitespaces)
     )
-    pieces = b"".join(
-        _bytes_field(
-            1,
-            _bytes_field(1, text.encode())
-            + _encode_varint(2 << 3 | _FIXED32)
-            + struct.pack("<f", score)
-            + (_varint_field(3, type_) if type_ != NORMAL else b""),
-        )
-        for text, score, type_ in model.pieces
-    )
-    return pieces + _bytes_field(2, trainer) + _bytes_field(3, normalizer)
+    return _pieces(model.pieces) + _bytes_field(2, trainer) + _bytes_field(3, normalizer)
+
+
+def _pieces(pieces: tuple[Piece, ...]) -> bytes:
+    """Field 1 for each piece: text, score, and the type where it is not normal."""
+    scores = struct.pack(f"<{len(pieces)}f", *(score for _, score, _ in pieces))
+    fields = []
+    for i, (text, _, type_) in enumerate(pieces):
+        raw, score = text.encode(), scores[4 * i : 4 * i + 4]
+        kind = b"" if type_ == NORMAL else b"\x18" + _encode_varint(type_)
+        content = b"".join((b"\x0a", _encode_varint(len(raw)), raw, b"\x15", score, kind))
+        fields += (b"\x0a", _encode_varint(len(content)), content)
+    return b"".join(fields)
 
 
 def _encode_varint(value: int) -> bytes:
     """Seven bits a byte, least first; a negative number as its 64-bit complement."""
+    if 0 <= value <= 0x7F:
+        return _ONE_BYTE[value]
     value &= (1 << 64) - 1
     out = bytearray()
     while value > 0x7F:

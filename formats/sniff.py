@@ -5,6 +5,7 @@ u64 length <= 100 MB, "{"               safetensors
 "PK\\x03\\x04"                            pth: a zip, as torch.save writes since 1.6
 pickle protocol 2..5, or tar            legacy-pth: what torch.save wrote before
 "tjgg", "fmgg", "lmgg"                  legacy-ggml: llama.cpp's files before GGUF
+"_logits_"                              log-probabilities: llama-perplexity's --kl-divergence-base file
 "version https://git-lfs..."            lfs-pointer: a checkout without its large files
 "<!doctype html", "<html"               html: a download that was answered by a web page
 nothing                                 empty
@@ -18,6 +19,7 @@ from ..errors import FormatError
 from .checkpoint import SourceFile
 
 HEAD = 512  # bytes that decide; tar's magic at 257 lies farthest
+SAVED_REFERENCE = b'{"__metadata__":{"smelt.reference":'
 SAFETENSORS_HEADER_CAP = 100_000_000  # the reference reader's limit
 
 ADVICE = {
@@ -26,6 +28,7 @@ ADVICE = {
     "pth": "is a zip, as torch.save writes",
     "legacy-pth": "is a pickle outside a zip, as torch before 1.6 saved: save it again with a newer torch",
     "legacy-ggml": "is a GGML file from before GGUF: convert the original weights again",
+    "log-probabilities": "is what llama-perplexity recorded of a model (--kl-divergence-base), a REFERENCE for smelt validate",
     "lfs-pointer": "is a Git LFS pointer, not the file itself: run `git lfs pull` in its checkout",
     "html": "is a web page: the download failed, fetch the file again",
     "empty": "is empty: fetch the file again",
@@ -57,6 +60,8 @@ def sniff_head(head: bytes) -> str:
         return "pth"
     if head.startswith((b"tjgg", b"fmgg", b"lmgg")):
         return "legacy-ggml"
+    if head.startswith(b"_logits_"):
+        return "log-probabilities"
     if head.startswith(b"version https://git-lfs"):
         return "lfs-pointer"
     if head.lstrip()[:14].lower().startswith((b"<!doctype html", b"<html")):
@@ -66,6 +71,15 @@ def sniff_head(head: bytes) -> str:
     if (head[0] == 0x80 and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")) or head[257:262] == b"ustar":
         return "legacy-pth"
     return "unknown"
+
+
+def is_saved_reference(path: Path) -> bool:
+    """True for a safetensors file whose metadata begin as those that `smelt validate --save-reference` writes."""
+    file = SourceFile(path)
+    try:
+        return file.nbytes >= 8 + len(SAVED_REFERENCE) and file.read(8, len(SAVED_REFERENCE)) == SAVED_REFERENCE
+    finally:
+        file.close()
 
 
 def expect(file: SourceFile, kind: str) -> None:

@@ -16,8 +16,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 
 from ..errors import UsageError
@@ -31,12 +32,16 @@ _N_TRIES = 100  # each try lost means that another run came between two calls
 
 @dataclass(frozen=True)
 class _Part:
-    """An open file under its temporary name. `owned` tells it from whatever may have that name later."""
+    """An open file under its temporary name. `owned` tells it from whatever may have that name later.
+
+    `turn`: one thread writes a file at a time. The kernel sees to that too, but lets the others spin while they wait.
+    """
 
     fd: int
     path: Path
     final: Path
     owned: Identity
+    turn: Lock = field(default_factory=Lock)
 
 
 def _part_path(final: Path) -> Path:
@@ -114,7 +119,8 @@ class Transaction:
         view = disk.as_view(data)
         self._check_bounds(name, offset, view.nbytes)
         with storage_errors(part.final):
-            disk.write_all(part.fd, view, offset, part.path)
+            with part.turn:
+                disk.write_all(part.fd, view, offset, part.path)
             disk.start_writing(part.fd, offset, view.nbytes, part.path)
 
     def read(self, name: str, offset: int, nbytes: int) -> bytes:

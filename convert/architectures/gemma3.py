@@ -12,7 +12,8 @@ from typing import Any
 
 from ..architecture import Fact, Family
 from ..checks import class_defaults, pattern_problems, value_problems
-from ..rope import LINEAR_SCALING, rope_problems
+from ..rope import rope_problems
+from ..rope_gguf import ROPE_SCALING
 from ..rows import EMBEDDING_ROW, INV_FREQ, MLP, OUTPUT_NORM, QK_NORMS, attention_rows
 from .gemma import HEAD, gelu_problems, plus_one
 from .gemma2 import NORMS, WINDOW, query_scalar, scalar_problems
@@ -34,7 +35,7 @@ FAMILY = Family(
     gguf="gemma3",
     rows=(EMBEDDING_ROW, *NORMS, *attention_rows(), *plus_one(*QK_NORMS), *MLP, *plus_one(OUTPUT_NORM), HEAD),
     facts=(*FACTS, WINDOW, Fact("rope_local_base_freq", "rope.freq_base_swa", "f32", required=False, optional=True)),
-    keys=(LINEAR_SCALING,),
+    keys=(ROPE_SCALING,),
     drops=(INV_FREQ,),
     constants={
         "hidden_activation": "gelu_pytorch_tanh",

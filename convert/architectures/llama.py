@@ -17,7 +17,8 @@ from ...dtypes import Shape
 from ...errors import ModelError, quoted
 from ..architecture import Dialect, Fact, Family, Row, real_number, whole_number
 from ..layouts import Layout, rotary
-from ..rope import LINEAR_SCALING, LLAMA3, ROPE_FREQS, rope_problems
+from ..rope import LLAMA3, SCALINGS, rope_problems
+from ..rope_gguf import DIVISORS, LIKE_LLAMA, ROPE_SCALING, rope_gguf_problems
 from ..rows import INV_FREQ, bias_row
 
 _LAYER = "model.layers.{layer}."
@@ -325,7 +326,7 @@ def checks(config: Mapping[str, Any]) -> list[str]:
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
     if heads % kv_heads:
         problems.append(f"{heads} query heads do not divide among {kv_heads} key-value heads")
-    problems += rope_problems(config, "linear", "llama3")
+    problems += rope_problems(config, *SCALINGS)
     if config.get("hidden_act", "silu") != "silu":
         problems.append(f"hidden_act {quoted(config['hidden_act'])} is not silu")
     return problems
@@ -338,8 +339,8 @@ FAMILY = Family(
     gguf="llama",
     rows=(*ROWS, *BIASES),
     facts=FACTS,
-    keys=(LINEAR_SCALING,),
-    derived=(ROPE_FREQS,),
+    keys=(ROPE_SCALING,),
+    derived=DIVISORS,
     drops=(r"rope\.freqs", INV_FREQ),
     constants={
         "hidden_act": "silu",
@@ -355,4 +356,5 @@ FAMILY = Family(
     from_params=from_params,
     shapes_from_params=shapes_from_params,
     checks=checks,
+    gguf_checks=lambda config: rope_gguf_problems(config, *LIKE_LLAMA),
 )

@@ -11,7 +11,8 @@ from __future__ import annotations
 from ..architecture import Family
 from ..checks import class_defaults, head_problems, value_problems, window_problems
 from ..layouts import rotary
-from ..rope import LINEAR_SCALING, ROPE_FREQS, rope_problems
+from ..rope import SCALINGS, rope_problems
+from ..rope_gguf import DIVISORS, LIKE_LLAMA, ROPE_SCALING, rope_gguf_problems
 from ..rows import ATTENTION_NORM, EMBEDDING_ROW, FFN_NORM, INV_FREQ, MLP, OUTPUT, OUTPUT_NORM, attention_rows
 from .llama import FACTS
 
@@ -30,16 +31,16 @@ FAMILY = Family(
         OUTPUT,
     ),
     facts=FACTS,
-    keys=(LINEAR_SCALING,),
-    derived=(ROPE_FREQS,),
+    keys=(ROPE_SCALING,),
+    derived=DIVISORS,
     drops=(INV_FREQ,),
     constants={"hidden_act": "silu", "rope_scaling": None},
     from_config=class_defaults(num_key_value_heads=8, sliding_window=4096, rope_theta=10000.0),
     in_gguf=lambda _keys: False,
     checks=lambda config: [
         *head_problems(config),
-        *rope_problems(config, "linear", "llama3"),
+        *rope_problems(config, *SCALINGS),
         *value_problems(config, "hidden_act", "silu"),
     ],
-    gguf_checks=window_problems,
+    gguf_checks=lambda config: [*window_problems(config), *rope_gguf_problems(config, *LIKE_LLAMA)],
 )

@@ -13,7 +13,8 @@ from __future__ import annotations
 from ..architecture import Fact, Family, Row
 from ..checks import class_defaults, head_problems, value_problems, window_problems
 from ..layouts import rotary
-from ..rope import LINEAR_SCALING, rope_problems
+from ..rope import SCALINGS, rope_problems
+from ..rope_gguf import DIVISORS, LIKE_LLAMA, ROPE_SCALING, rope_gguf_problems
 from ..rows import (
     ATTENTION_NORM,
     BLOCK,
@@ -56,15 +57,17 @@ FAMILY = Family(
         Fact("num_local_experts", "expert_count", "u32"),
         Fact("num_experts_per_tok", "expert_used_count", "u32"),
     ),
-    keys=(LINEAR_SCALING,),
+    keys=(ROPE_SCALING,),
+    derived=DIVISORS,
     drops=(INV_FREQ,),
     constants={"hidden_act": "silu", "rope_scaling": None},
     experts="num_local_experts",
     from_config=class_defaults(num_key_value_heads=8, sliding_window=None, rope_theta=1e6),
+    from_gguf=class_defaults(sliding_window=None),  # llama.cpp attends to every token
     in_gguf=lambda keys: keys.get("expert_count") not in (None, 0),
     checks=lambda config: [
         *head_problems(config),
-        *rope_problems(config, "linear"),
+        *rope_problems(config, *SCALINGS),
         *value_problems(config, "hidden_act", "silu"),
         *(
             ["more experts are used than there are"]
@@ -72,5 +75,5 @@ FAMILY = Family(
             else []
         ),
     ],
-    gguf_checks=window_problems,
+    gguf_checks=lambda config: [*window_problems(config), *rope_gguf_problems(config, *LIKE_LLAMA)],
 )

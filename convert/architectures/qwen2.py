@@ -11,7 +11,8 @@ from typing import Any
 
 from ..architecture import Family
 from ..checks import class_defaults, head_problems, value_problems, window_problems
-from ..rope import LINEAR_SCALING, rope_problems
+from ..rope import SCALINGS, rope_problems
+from ..rope_gguf import LIKE_QWEN, ROPE_SCALING, rope_gguf_problems
 from ..rows import (
     ATTENTION_NORM,
     EMBEDDING_ROW,
@@ -29,8 +30,9 @@ ATTENTION = attention_rows()
 
 
 def gguf_checks(config: Mapping[str, Any]) -> list[str]:
-    """A window that is in use."""
-    return window_problems(config) if config.get("use_sliding_window") else []
+    """A window that is in use, and rotary scaling that llama.cpp does not have here."""
+    windows = window_problems(config) if config.get("use_sliding_window") else []
+    return [*windows, *rope_gguf_problems(config, *LIKE_QWEN)]
 
 
 FAMILY = Family(
@@ -49,13 +51,14 @@ FAMILY = Family(
         OUTPUT,
     ),
     facts=FACTS,
-    keys=(LINEAR_SCALING,),
+    keys=(ROPE_SCALING,),
     drops=(INV_FREQ,),
     constants={"hidden_act": "silu", "rope_scaling": None},
     from_config=class_defaults(num_key_value_heads=32, sliding_window=4096, rope_theta=10000.0),
+    from_gguf=class_defaults(sliding_window=None),  # llama.cpp attends to every token
     checks=lambda config: [
         *head_problems(config),
-        *rope_problems(config, "linear"),
+        *rope_problems(config, *SCALINGS),
         *value_problems(config, "hidden_act", "silu"),
     ],
     gguf_checks=gguf_checks,

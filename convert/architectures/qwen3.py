@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from ..architecture import Family
 from ..checks import class_defaults, head_problems, value_problems
-from ..rope import LINEAR_SCALING, rope_problems
+from ..rope import SCALINGS, rope_problems
+from ..rope_gguf import ROPE_SCALING
 from ..rows import (
     ATTENTION_NORM,
     EMBEDDING_ROW,
@@ -29,13 +30,14 @@ FAMILY = Family(
     gguf="qwen3",
     rows=(EMBEDDING_ROW, ATTENTION_NORM, *attention_rows(), *QK_NORMS, FFN_NORM, *MLP, OUTPUT_NORM, OUTPUT),
     facts=FACTS,
-    keys=(LINEAR_SCALING,),
+    keys=(ROPE_SCALING,),
     drops=(INV_FREQ,),
     constants={"hidden_act": "silu", "rope_scaling": None, "attention_bias": False},
     from_config=class_defaults(head_dim=128, num_key_value_heads=32, sliding_window=4096, rope_theta=10000.0),
+    from_gguf=class_defaults(sliding_window=None),  # llama.cpp attends to every token
     checks=lambda config: [
         *head_problems(config),
-        *rope_problems(config, "linear"),
+        *rope_problems(config, *SCALINGS),
         *value_problems(config, "hidden_act", "silu"),
         *value_problems(config, "attention_bias", False),
     ],

@@ -15,7 +15,7 @@ from smelt.convert import run as run_module
 from smelt.convert.device import Device, open_device
 from smelt.convert.options import OpenOptions
 from smelt.convert.run import RunOptions, run
-from smelt.errors import UsageError
+from smelt.errors import DeviceError, UsageError
 from smelt.kernels.card import driver_present
 from smelt.kernels.scheme import decode, kernel
 from smelt.quantize.choose import ChooseOptions
@@ -57,7 +57,7 @@ def test_the_device_never_shows_in_the_output(tmp_path: Path, monkeypatch: pytes
 def test_without_a_driver_auto_is_the_cpu_and_cuda_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device_module, "driver_present", lambda: False)
     assert open_device("auto", []).card is None
-    with pytest.raises(UsageError, match="--device cuda: this system has no NVIDIA driver; say --device cpu"):
+    with pytest.raises(DeviceError, match="--device cuda: this system has no NVIDIA driver; say --device cpu"):
         open_device("cuda", [])
 
 
@@ -78,8 +78,18 @@ def test_the_command_line_refuses_a_card_that_is_not_there_in_one_line(tmp_path:
     command = [sys.executable, "-P", "-m", "smelt", "quantize", str(tmp_path / "meta"), str(tmp_path / "m.gguf")]
     options = ["--scheme", "q8_0", "--context-length", "128", "--device", "cuda"]
     found = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
-    assert found.returncode == 2
+    assert found.returncode == 4
     assert found.stderr.splitlines() == [
         "smelt: error: --device cuda: this system has no NVIDIA driver; say --device cpu, or auto"
     ]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["meta"]
+
+
+@pytest.mark.skipif(driver_present(), reason="there is a card")
+def test_a_dry_run_refuses_a_card_that_is_not_there(tmp_path: Path) -> None:
+    write_meta(tmp_path / "meta", dim=64)
+    command = [sys.executable, "-P", "-m", "smelt", "convert", str(tmp_path / "meta"), str(tmp_path / "m.gguf")]
+    options = ["--context-length", "128", "--dry-run", "--device"]
+    refused = subprocess.run([*command, *options, "cuda"], capture_output=True, text=True, check=False)
+    assert (refused.returncode, refused.stderr.count("\n")) == (4, 1) and "no NVIDIA driver" in refused.stderr
+    assert subprocess.run([*command, *options, "auto"], capture_output=True, check=False).returncode == 0

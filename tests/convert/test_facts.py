@@ -165,7 +165,7 @@ def test_head_sizes_of_their_own_are_told_to_llama_cpp(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("llama.rope.scaling.type", GGUFValue("string", "yarn")),
+        ("llama.rope.scaling.type", GGUFValue("string", "su")),
         ("llama.rope.scaling.attn_factor", GGUFValue("f32", 2.0)),
         ("llama.attention.sliding_window", GGUFValue("u32", 32)),
         ("llama.final_logit_softcapping", GGUFValue("f32", 30.0)),

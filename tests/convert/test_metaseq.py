@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import enum
 import json
+import pickle
 import sys
 import types
+import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,14 +18,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from smelt.api import convert, diff, open_checkpoint
+from meta_checkpoints import write_meta
+from smelt.api import convert, diff, open_checkpoint, verify
 from smelt.convert.inspect import inspect
+from smelt.convert.metaseq import SPECIAL
 from smelt.convert.options import OpenOptions
-from smelt.errors import FormatError, InputError, ModelError, UnsafePickleError
+from smelt.errors import FormatError, InputError, ModelError, UnsafePickleError, UsageError
 from smelt.formats.gguf import open_gguf
 
 from .byte_level import trained_json
-from .test_architectures import payloads
+from .small_models import payloads
 
 transformers = pytest.importorskip("transformers", reason="it computes the logits")
 
@@ -291,3 +297,167 @@ def test_the_vocabulary_is_in_the_order_of_the_rows(tmp_path: Path, with_diction
     ids_of = tokenizer("def main(self):\n    return 1", add_special_tokens=False).input_ids
     assert ids_of == open_checkpoint(source).tokenizer.encode("def main(self):\n    return 1")  # type: ignore[union-attr]
     assert np.max(ids_of) < len(vocab)
+
+
+def hugging_face(folder: Path, model: Any) -> Path:
+    """A folder as transformers saves it, with GPT-2's kind of vocabulary and the files that no other format has a place for."""
+    model.save_pretrained(folder)
+    trained = json.loads(trained_json("gpt-2"))["model"]
+    texts = sorted(trained["vocab"], key=trained["vocab"].__getitem__)
+    ids = {text: id_ for id_, text in enumerate((*SPECIAL, *texts))}
+    (folder / "vocab.json").write_text(json.dumps(ids, indent=1))
+    merges = (merge if isinstance(merge, str) else " ".join(merge) for merge in trained["merges"])
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{merge}\n" for merge in merges))
+    settings = {"tokenizer_class": "GPT2Tokenizer", "bos_token": "</s>", "eos_token": "</s>", "unk_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "pad_token": "<pad>", "add_bos_token": True}))
+    (folder / "generation_config.json").write_text('{"do_sample":\ttrue}')
+    return folder
+
+
+KINDS: list[dict[str, Any]] = [
+    {},
+    {"do_layer_norm_before": False, "word_embed_proj_dim": 32},
+    {"enable_bias": False, "layer_norm_elementwise_affine": False, "activation_function": "gelu"},
+    {"_remove_final_layer_norm": True},
+    {"dropout": 0.25, "init_std": 0.5, "num_attention_heads": 4},
+]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: ",".join(kind) or "plain")
+def test_a_folder_comes_back_from_metaseq_byte_for_byte(tmp_path: Path, kind: dict[str, Any]) -> None:
+    source = hugging_face(tmp_path / "source", opt(vocab_size=1024, **kind))
+    convert(source, tmp_path / "hf")
+    convert(tmp_path / "hf", tmp_path / "metaseq", to="metaseq")
+    convert(tmp_path / "metaseq", tmp_path / "back")
+    wanted = {path.name: path.read_bytes() for path in (tmp_path / "hf").iterdir() if path.name != "smelt.json"}
+    found = {path.name: path.read_bytes() for path in (tmp_path / "back").iterdir() if path.name != "smelt.json"}
+    assert found == wanted
+    assert diff(source, tmp_path / "metaseq").equal
+    assert payloads(tmp_path / "back") == payloads(source)
+
+
+@pytest.mark.parametrize("kind", KINDS[:2], ids=["pre-norm", "350M"])
+def test_torch_opens_what_metaseq_would_have_written(tmp_path: Path, kind: dict[str, Any]) -> None:
+    model = opt(**kind)
+    model.save_pretrained(tmp_path / "hf")
+    (tmp_path / "hf" / "generation_config.json").unlink()
+    convert(tmp_path / "hf", tmp_path / "metaseq", to="metaseq", options=OpenOptions(skip_tokenizer=True))
+    assert sorted(path.name for path in (tmp_path / "metaseq").iterdir()) == [
+        *("reshard.pt", "smelt.config.json", "smelt.json")
+    ]
+    found = torch.load(tmp_path / "metaseq" / "reshard.pt", weights_only=True)
+    (wanted,) = divided(state_of(model), 1)
+    del wanted["decoder.embed_positions._float_tensor"]  # of positions that are not learned
+    assert found["model"].keys() == wanted.keys()
+    assert all(torch.equal(found["model"][name], tensor) for name, tensor in wanted.items())
+    query = model.state_dict()["model.decoder.layers.1.self_attn.q_proj.weight"]
+    assert torch.equal(found["model"]["decoder.layers.1.self_attn.qkv_proj.weight"][2 * WIDTH :], query)
+    cfg = found["cfg"]["model"]
+    assert type(cfg) is dict and (cfg["decoder_attention_heads"], cfg["decoder_layers"]) == (HEADS, 2)
+    assert cfg["decoder_normalize_before"] is model.config.do_layer_norm_before
+    with zipfile.ZipFile(tmp_path / "metaseq" / "reshard.pt") as archive:
+        assert archive.testzip() is None
+    assert verify(tmp_path / "metaseq").verdict == "ok"
+
+
+def test_a_head_of_its_own_goes_to_metaseq_and_comes_back(tmp_path: Path) -> None:
+    model = opt(tie_word_embeddings=False)
+    model.save_pretrained(tmp_path / "hf")
+    options = OpenOptions(skip_tokenizer=True)
+    convert(tmp_path / "hf", tmp_path / "metaseq", to="metaseq", options=options)
+    state = torch.load(tmp_path / "metaseq" / "reshard.pt", weights_only=True)["model"]
+    assert torch.equal(state["decoder.output_projection.weight"], model.lm_head.weight)
+    convert(tmp_path / "metaseq", tmp_path / "back", options=options)
+    assert payloads(tmp_path / "back") == payloads(tmp_path / "hf")
+
+
+def test_a_vocabulary_in_other_order_comes_back_with_its_dictionary(tmp_path: Path) -> None:
+    source = save(tmp_path / "opt", opt(vocab_size=1024), 1)
+    trained = json.loads(trained_json("gpt-2"))["model"]
+    texts = sorted(trained["vocab"], key=trained["vocab"].__getitem__)
+    (source / "gpt2-vocab.json").write_text(json.dumps({text: id_ for id_, text in enumerate(texts)}, indent=2))
+    (source / "gpt2-merges.txt").write_text("#version: 0.2\n")
+    (source / "dict.txt").write_text("".join(f"{id_} 1\n" for id_ in reversed(range(len(texts)))))
+    merges = (merge if isinstance(merge, str) else " ".join(merge) for merge in trained["merges"])
+    (source / "gpt2-merges.txt").write_text("#version: 0.2\n" + "".join(f"{merge}\n" for merge in merges))
+    for step, (start, to) in enumerate(
+        (("opt", "safetensors"), ("0", "gguf"), ("1.gguf", "metaseq"), ("2", "metaseq"))
+    ):
+        convert(tmp_path / start, tmp_path / (f"{step}.gguf" if to == "gguf" else f"{step}"), to=to)
+    for name in ("gpt2-vocab.json", "gpt2-merges.txt", "dict.txt"):
+        assert (
+            (tmp_path / "2" / name).read_bytes() == (tmp_path / "3" / name).read_bytes() == (source / name).read_bytes()
+        )
+    one, other = open_checkpoint(source).tokenizer, open_checkpoint(tmp_path / "3").tokenizer
+    assert one is not None and other is not None and one.pieces == other.pieces
+
+
+def test_a_tokenizer_json_alone_becomes_metaseqs_two_files(tmp_path: Path) -> None:
+    model = opt(vocab_size=1024)
+    model.save_pretrained(tmp_path / "hf")
+    (tmp_path / "hf" / "tokenizer.json").write_bytes(trained_json("gpt-2"))
+    convert(tmp_path / "hf", tmp_path / "metaseq", to="metaseq")
+    vocab = json.loads((tmp_path / "metaseq" / "gpt2-vocab.json").read_text())
+    assert vocab == json.loads(trained_json("gpt-2"))["model"]["vocab"] | vocab
+    convert(tmp_path / "metaseq", tmp_path / "back")
+    assert (tmp_path / "back" / "tokenizer.json").read_bytes() == trained_json("gpt-2")
+    assert not (tmp_path / "back" / "vocab.json").exists()
+
+
+def test_metaseq_holds_opt_alone_and_in_one_part(tmp_path: Path) -> None:
+    write_meta(tmp_path / "llama")
+    with pytest.raises(ModelError, match="metaseq's files hold OPT, not llama"):
+        convert(tmp_path / "llama", tmp_path / "out", to="metaseq", options=OpenOptions(context_length=64))
+    opt().save_pretrained(tmp_path / "hf")
+    options = OpenOptions(skip_tokenizer=True)
+    with pytest.raises(UsageError, match="--shards divides Meta's folders, the target is metaseq"):
+        convert(tmp_path / "hf", tmp_path / "out", to="metaseq", n_shards=2, options=options)
+    with pytest.raises(UsageError, match="--max-shard-size divides safetensors and GGUF"):
+        convert(tmp_path / "hf", tmp_path / "out", to="metaseq", max_shard_nbytes=1000, options=options)
+    with pytest.raises(UsageError, match="name one without a suffix"):
+        convert(tmp_path / "hf", tmp_path / "reshard.pt", to="metaseq", options=options)
+
+
+@pytest.mark.parametrize("form", ["safetensors", "gguf", "metaseq"])
+def test_a_context_that_the_table_of_positions_has_not_is_a_usage_error(tmp_path: Path, form: str) -> None:
+    opt().save_pretrained(tmp_path / "hf")
+    source = tmp_path / ("m.gguf" if form == "gguf" else form)
+    convert(tmp_path / "hf", source, to=form, options=OpenOptions(skip_tokenizer=True))
+    with pytest.raises(UsageError, match=r"--context-length 4096: the model has a table of positions, which holds 64"):
+        open_checkpoint(source, OpenOptions(context_length=4096, skip_tokenizer=True))
+    assert open_checkpoint(source, OpenOptions(context_length=64, skip_tokenizer=True)).config["hidden_size"] == WIDTH
+    with pytest.raises(UsageError, match="--rope-theta: opt has no rotary angles"):
+        open_checkpoint(source, OpenOptions(rope_theta=1e4, skip_tokenizer=True))
+
+
+def test_settings_pickled_by_the_real_omegaconf_stay_inert(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    omegaconf = pytest.importorskip("omegaconf", reason="metaseq's own configs are of omegaconf; it is not installed")
+    kinds: Any = types.ModuleType("metaseq.kinds")
+    kinds.Activation = enum.Enum("Activation", {"relu": "relu", "gelu": "gelu"}, module=kinds.__name__)
+    names = dataclasses.field(default_factory=lambda: ["a"])
+    fields = [("fp16", bool, True), ("seed", int, 1), ("lr", float, 1e-4), ("names", list[str], names)]
+    kinds.Common = dataclasses.make_dataclass("Common", fields)
+    kinds.Common.__module__ = kinds.__name__
+    settings = {
+        "model": {
+            "_name": "transformer_lm_megatron",
+            "decoder_attention_heads": 4,
+            "activation_fn": kinds.Activation.gelu,
+            "max_target_positions": "${task.tokens_per_sample}",
+            "layers": [1, 2, {"a": None}],
+            "missing": "???",
+        },
+        "task": {"tokens_per_sample": 64, "data": None},
+        "common": omegaconf.OmegaConf.structured(kinds.Common()),
+    }
+    with monkeypatch.context() as inside:  # pickling wants to find the classes; reading must not
+        inside.setitem(sys.modules, "metaseq", types.ModuleType("metaseq"))
+        inside.setitem(sys.modules, kinds.__name__, kinds)
+        cfg = omegaconf.OmegaConf.create(settings)
+        omegaconf.OmegaConf.set_struct(cfg, True)
+        source = save(tmp_path / "opt", opt(), 2, args=None, cfg=cfg)
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(source / PARTS.format(0), weights_only=True)
+    config = open_checkpoint(source).config
+    assert (config["num_attention_heads"], config["activation_function"]) == (4, "gelu")
+    assert "metaseq" not in sys.modules

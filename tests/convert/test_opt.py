@@ -12,7 +12,7 @@ from smelt.api import convert, convert_plan, fit, open_checkpoint, quantize
 from smelt.errors import ModelError
 from smelt.formats.gguf import GGUFValue, open_gguf
 
-from .test_architectures import payloads, rewritten, write
+from .small_models import payloads, rewritten, write
 
 pytest.importorskip("transformers", reason="it writes the models")
 

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 from smelt.convert.architectures.llama import PUBLISHED, Published, from_params, shapes_from_params
-from smelt.convert.rope import flatten_rope, llama3_divisors
+from smelt.convert.rope import flatten_rope
+from smelt.convert.rope_gguf import llama3_divisors
 from smelt.errors import ModelError
 
 

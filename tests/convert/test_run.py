@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from meta_checkpoints import write_meta
+from safetensors.torch import load_file, save_file
 from smelt.api import convert, convert_plan, quantized_plan
 from smelt.convert.options import OpenOptions
 from smelt.convert.run import RunOptions, run
-from smelt.errors import NonFiniteError, ScaleOverflowError, UsageError
+from smelt.errors import NonFiniteError, ScaleOverflowError, UsageError, ValueAtError
+from smelt.formats.gguf import open_gguf
+from smelt.quantize.choose import ChooseOptions
+
+from .small_models import write
 
 OPTIONS = OpenOptions(context_length=128)
 
@@ -98,10 +104,50 @@ def damage(folder: Path, value: float) -> None:
     torch.save(state, path)
 
 
-def _allow() -> object:
-    from smelt.quantize.choose import ChooseOptions
-
-    return ChooseOptions(allow_fallback=True)
+ALLOW = ChooseOptions(allow_fallback=True)
 
 
-ALLOW = _allow()
+@pytest.mark.parametrize("scheme", ["q4_0", "q4_1", "q8_0", "q4_k", "iq4_xs"])
+def test_a_scale_too_large_is_told_by_the_value_that_makes_it_so(tmp_path: Path, scheme: str) -> None:
+    write_meta(tmp_path / "meta", dim=256, dtype=torch.bfloat16)
+    path = tmp_path / "meta" / "consolidated.00.pth"
+    state = torch.load(path, weights_only=True)
+    state["layers.1.feed_forward.w1.weight"][300, 77] = -1e30
+    torch.save(state, path)
+    choices = ChooseOptions(pure=True, allow_fallback=True)
+    plan = quantized_plan(tmp_path / "meta", tmp_path / "m.gguf", scheme, options=OPTIONS, choices=choices)
+    for slab in (1 << 20, 256 * 7):
+        with pytest.raises(
+            ScaleOverflowError, match=r"blk\.1\.ffn_gate\.weight: the value at row 300, column 77 is too large"
+        ):
+            run(plan, RunOptions(2, slab=slab))
+
+
+@pytest.mark.parametrize("value", [float("nan"), 1e30])
+def test_damage_in_an_expert_is_told_by_its_row_in_the_stored_tensor(tmp_path: Path, value: float) -> None:
+    source = write(tmp_path / "hf", "mixtral", torch.bfloat16)
+    path = source / "model.safetensors"
+    state = load_file(path)
+    name = "model.layers.1.block_sparse_moe.experts.2.w1.weight"
+    rows = state[name].shape[0]
+    state[name][5, 9] = value
+    save_file(state, path, metadata={"format": "pt"})
+    plan = quantized_plan(source, tmp_path / "m.gguf", "q8_0")
+    with pytest.raises(
+        ValueAtError, match=rf"blk\.1\.ffn_gate_exps\.weight: the value at row {2 * rows + 5}, column 9 is"
+    ):
+        run(plan, RunOptions(2, slab=64))
+
+
+def test_rounding_a_router_is_said_or_does_not_happen(tmp_path: Path) -> None:
+    source = write(tmp_path / "hf", "mixtral", torch.float32)
+    rounded = convert(source, tmp_path / "f16", dtype="f16")
+    assert any(
+        re.fullmatch(r"among them \d+ values of 2 routers, .*--dtype source or f32 keeps them", n)
+        for n in rounded.notes
+    )
+    kept = convert(source, tmp_path / "m.gguf", dtype="f16")
+    routers = [t for name, t in open_gguf(tmp_path / "m.gguf").tensors.items() if "ffn_gate_inp" in name]
+    assert {tensor.dtype.name for tensor in routers} == {"F32"}
+    assert not any("router" in note for note in kept.notes) and any("the dtype rounded" in note for note in kept.notes)
+    assert not any("router" in note for note in convert(source, tmp_path / "f32", dtype="f32").notes)

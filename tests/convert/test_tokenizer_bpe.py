@@ -110,8 +110,8 @@ def test_tiktokens_ids_on_ten_thousand_texts(ranks: bytes) -> None:
     for i, text in enumerate(texts(10_000, seed=0)):
         wanted = judge.encode_ordinary(text)
         assert from_gguf.encode(text) == wanted, repr(text)
-        if i % 20 == 0:
-            assert from_folder.encode(text) == wanted, repr(text)
+        assert from_folder.encode(text) == wanted, repr(text)
+        if i % 20 == 0:  # it is slow
             assert plain(text) == wanted, repr(text)
 
 

@@ -12,6 +12,7 @@ from random import Random
 
 import pytest
 import smelt
+import torch
 from meta_checkpoints import write_meta
 from smelt.api import convert_plan
 from smelt.convert.options import OpenOptions
@@ -314,3 +315,24 @@ def test_a_manifest_names_its_sources_and_hashes_them_on_request(tmp_path: Path)
 def test_a_broken_manifest_is_bad_itself(tmp_path: Path, content: str) -> None:
     (tmp_path / "smelt.json").write_text(content)
     assert statuses(verify(tmp_path))["smelt.json"] == "bad"
+
+
+@pytest.mark.parametrize("name", ["reshard.pt", "reshard-model_part-1.pt", "pytorch_model.bin", "consolidated.00.pth"])
+def test_a_torch_zip_without_its_end_is_bad_whatever_it_is_called(tmp_path: Path, name: str) -> None:
+    torch.save({"model": {"a": torch.ones(64, 64)}, "cfg": None}, tmp_path / name)
+    whole = (tmp_path / name).read_bytes()
+    assert statuses(verify(tmp_path)) == {name: "unknown"}
+    for nbytes in (len(whole) - 1, len(whole) - 300, len(whole) // 2, 40):
+        (tmp_path / name).write_bytes(whole[:nbytes])
+        assert statuses(verify(tmp_path)) == {name: "bad"}, nbytes
+        digest = hashlib.sha256(whole[:nbytes]).hexdigest()
+        (tmp_path / "SHA256SUMS").write_text(f"{digest}  {name}\n")  # made of the file when it was cut already
+        assert statuses(verify(tmp_path))[name] == "bad", nbytes
+        (tmp_path / "SHA256SUMS").unlink()
+
+
+@pytest.mark.parametrize("name", ["reshard.pt", "pytorch_model.bin", "consolidated.00.pth", "m.gguf", "m.safetensors"])
+def test_weights_that_begin_with_zeros_never_arrived(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(bytes(5000))
+    found = verify(tmp_path)
+    assert statuses(found) == {name: "bad"} and "begins with zeros" in reason(found, name)

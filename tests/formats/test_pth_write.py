@@ -13,7 +13,7 @@ from smelt.dtypes import DTYPES, FLOATS
 from smelt.errors import UsageError
 from smelt.formats.checkpoint import TensorSpec
 from smelt.formats.pth import check_crc, open_pth
-from smelt.formats.pth_write import TENSORS, crc32_combine, finish_pth, pth_layout
+from smelt.formats.pth_write import TENSORS, TorchFile, crc32_combine, finish_pth, pth_layout
 
 PLAIN = [dtype for dtype in DTYPES.values() if not dtype.is_block]
 
@@ -143,3 +143,30 @@ def test_reads_back_as_many_tensors_as_it_writes_and_refuses_more(tmp_path):
     assert len(open_pth(tmp_path / "a.pth").tensors) == TENSORS
     with pytest.raises(UsageError, match="more shards"):
         pth_layout([*specs, TensorSpec("one more", (1,), FLOATS[0])], "m")
+
+
+BESIDE = {
+    "cfg": {"model": {"heads": 12, "rate": 1e-4, "name": "näme", "flags": [True, False, None, -7, 1 << 40, [], {}]}},
+    "args": None,
+}
+
+
+def test_values_beside_the_tensors_are_what_torch_and_smelt_load(tmp_path):
+    specs = SPECS[:3]
+    contents = contents_of(specs)
+    file = TorchFile("reshard", tuple(specs), BESIDE)
+    layout = file.layout()
+    crcs = {name: zlib.crc32(content) for name, content in contents.items()}
+    with (tmp_path / "reshard.pt").open("wb") as stream:
+        stream.truncate(layout.nbytes)
+        slots = ((layout.slots[name], content) for name, content in contents.items())
+        for offset, content in [*layout.pieces, *slots, *file.finish(crcs)]:
+            stream.seek(offset)
+            stream.write(content)
+    found = torch.load(tmp_path / "reshard.pt", weights_only=True)
+    assert list(found) == ["model", "cfg", "args"] and list(found["model"]) == [spec.name for spec in specs]
+    assert {key: found[key] for key in BESIDE} == BESIDE
+    check_crc(tmp_path / "reshard.pt")
+    opened = open_pth(tmp_path / "reshard.pt", inside="model")
+    assert list(opened.tensors) == [spec.name for spec in specs]
+    assert {key: opened.metadata[key] for key in BESIDE} == BESIDE

@@ -39,6 +39,7 @@ KINDS = [
     ("legacy-pth", pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)),
     ("legacy-pth", tarred()),
     ("legacy-ggml", b"tjgg" + bytes(20)),
+    ("log-probabilities", b"_logits_" + bytes(12)),
     ("lfs-pointer", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n"),
     ("html", b"\n <!DOCTYPE HTML>\n<html>"),
     ("html", b"<html lang=en>"),
