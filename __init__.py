@@ -8,14 +8,26 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .api import convert, diff, merge, open_checkpoint, perplexity, quantize, validate, verify
+    from .api import convert, diff, fit, merge, open_checkpoint, perplexity, quantize, validate, verify
+    from .convert.options import OpenOptions
 
 __version__ = "0.1.0"
-__all__ = ["convert", "diff", "merge", "open_checkpoint", "perplexity", "quantize", "validate", "verify"]
+__all__ = [
+    "OpenOptions",
+    "convert",
+    "diff",
+    "fit",
+    "merge",
+    "open_checkpoint",
+    "perplexity",
+    "quantize",
+    "validate",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:
-    """The public functions, imported when first asked for: `import smelt` costs nothing."""
+    """The public functions, and their options, imported when first asked for: `import smelt` costs nothing."""
     if name in __all__:
         return getattr(import_module(".api", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

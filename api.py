@@ -19,15 +19,16 @@ from typing import TYPE_CHECKING
 
 from .convert.diff import DiffResult
 from .convert.diff import diff as diff_models
-from .convert.merge import merge_delta, merge_lora
+from .convert.merge import SumCheck, merge_delta, merge_lora
 from .convert.model import Model
 from .convert.open import open_model
 from .convert.options import OpenOptions
-from .convert.plan import Plan, dtype_schemes, make_plan, target_format
+from .convert.plan import Plan, dtype_schemes, make_plan
 from .convert.progress import Progress, silent
 from .convert.run import RunOptions, RunResult, run
 from .convert.verify import VerifyResult
 from .convert.verify import verify as verify_files
+from .convert.writers import target_format
 from .convert.xor import is_xor, merge_xor
 from .errors import UsageError
 
@@ -93,9 +94,9 @@ def convert(
     device: str = "auto",
     progress: Progress | None = None,
 ) -> RunResult:
-    """Convert `source` to a Meta or safetensors folder or to GGUF: bit-exact at the stored dtype, streaming.
+    """Convert `source` to a Meta, metaseq or safetensors folder or to GGUF: bit-exact at the stored dtype, streaming.
 
-    to                "meta", "safetensors" or "gguf"; by the target's suffix where it is None
+    to                "meta", "metaseq", "safetensors", "gguf" or a plugin's format; by the target's suffix where it is None
     max_shard_nbytes  bytes of tensors in one file of a safetensors folder, or of a folder of GGUF parts
     n_shards          shards of a Meta folder; None: as many as the model was published in
     """
@@ -113,6 +114,8 @@ def merge_plan(
     lora: StrPath | None = None,
     to: str | None = None,
     dtype: str = "source",
+    integrity_check: bool = True,
+    expected_sum: float | None = None,
     options: OpenOptions | None = None,
 ) -> Plan:
     """What `merge` would do with a LoRA adapter or a delta that is added; XORed files have no plan (see `merge`)."""
@@ -123,7 +126,8 @@ def merge_plan(
         model = merge_lora(Path(base), Path(lora), options)
         recipe = f"merge --lora {Path(lora).name}"
     else:
-        model = merge_delta(Path(base), Path(str(delta)), options)
+        check = SumCheck(integrity_check, expected_sum)
+        model = merge_delta(Path(base), Path(str(delta)), options, check)
         recipe = f"merge --delta {Path(str(delta)).name}"
     wanted = target_format(Path(target), to)
     schemes = dtype_schemes(model, wanted, dtype)
@@ -138,6 +142,8 @@ def merge(
     lora: StrPath | None = None,
     to: str | None = None,
     dtype: str = "source",
+    integrity_check: bool = True,
+    expected_sum: float | None = None,
     options: OpenOptions | None = None,
     force: bool = False,
     threads: int | None = None,
@@ -146,10 +152,23 @@ def merge(
     """Merge an adapter of the peft library (`lora`), or a published delta (`delta`), into `base`, and write any format.
 
     A delta of XORed files makes the Hugging Face folder that they stand for; `to` and `dtype` are for the others.
+
+    integrity_check  hold a float32 delta of LLaMA 7B with Alpaca's added token against the sum that Alpaca's recipe publishes
+    expected_sum     the sum of all values of the merged model, where a recipe publishes another
     """
     if delta is not None and lora is None and is_xor(Path(delta)):
         return merge_xor(Path(base), Path(delta), Path(target), force=force, progress=progress or silent)
-    plan = merge_plan(base, target, delta=delta, lora=lora, to=to, dtype=dtype, options=options)
+    plan = merge_plan(
+        base,
+        target,
+        delta=delta,
+        lora=lora,
+        to=to,
+        dtype=dtype,
+        integrity_check=integrity_check,
+        expected_sum=expected_sum,
+        options=options,
+    )
     return run(plan, RunOptions(threads or default_threads(), force), progress)
 
 
@@ -218,7 +237,7 @@ def quantize(
     device: str = "auto",
     progress: Progress | None = None,
 ) -> RunResult:
-    """Any source straight to a quantized GGUF file, in one pass, no 16-bit file in between."""
+    """Any source straight to a quantized GGUF file (by a plugin's scheme a folder), in one pass, no 16-bit file in between."""
     plan = quantized_plan(
         source,
         target,
@@ -287,21 +306,31 @@ def perplexity(
 def validate(
     reference: StrPath,
     candidates: Sequence[StrPath],
-    text: str | Text | Sequence[Text],
+    text: str | Text | Sequence[Text] = (),
     measure: ValidateOptions | None = None,
     options: OpenOptions | None = None,
     progress: Progress | None = None,
 ) -> ValidationReport:
     """Perplexity drift, KL divergence and flips of each candidate against the reference, with intervals and gates.
 
+    reference  a model; a reference that was saved (`ValidateOptions.save_reference`); or llama-perplexity's
+             `--kl-divergence-base` file. The last two hold the tokens, so they need no text
     text     a text, or several with their names (`smelt.validate.texts.Text`)
     options  facts about the models that their files leave out; they hold for all of them
     """
     from .validate.question import Subject
+    from .validate.recorded import open_recorded, validate_recorded
     from .validate.run import validate as validate_subjects
 
-    first, *rest = (Subject(str(path), open_model(Path(path), options)) for path in (reference, *candidates))
-    return validate_subjects(first, rest, _texts(text), measure, progress or silent)
+    recorded, texts = open_recorded(Path(reference)), _texts(text)
+    if recorded is None and not texts:
+        raise UsageError("nothing to read: give --text FILE, or --token-ids FILE")
+    models = [] if recorded is not None else [reference]
+    subjects = [Subject(str(path), open_model(Path(path), options)) for path in (*models, *candidates)]
+    if recorded is not None:
+        return validate_recorded(recorded, subjects, texts, measure, progress or silent)
+    first, *rest = subjects
+    return validate_subjects(first, rest, texts, measure, progress or silent)
 
 
 def _texts(text: str | Text | Sequence[Text]) -> list[Text]:

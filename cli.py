@@ -1,6 +1,6 @@
 """The command line: parses words, calls the library, prints. Nothing else in smelt prints.
 
-Exit codes: 0 done or pass; 1 the answer is no; 2 usage; 3 bad input; 4 disk or permission; 130 interrupted.
+Exit codes: 0 done or pass; 1 the answer is no; 2 usage; 3 bad input; 4 disk, permission or the card; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -28,6 +28,12 @@ from .measure_commands import demo, perplexity, validate
 from .parameters import Percent, Size
 from .terminal import binary, human, printable, table
 from .voice import Voice, carry_out, progress, tell_result
+
+to_format = click.option(
+    "--to",
+    metavar="FORMAT",
+    help="meta, metaseq, safetensors, gguf, or a plugin's; default: gguf where TARGET ends in .gguf, else safetensors.",
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -69,11 +75,7 @@ def inspect(path: Path, as_json: bool, quiet: bool, verbose: bool, **given: Any)
 @cli.command()
 @click.argument("source", type=PATH)
 @click.argument("target", type=PATH)
-@click.option(
-    "--to",
-    type=click.Choice(["meta", "safetensors", "gguf"]),
-    help="Default: gguf where TARGET ends in .gguf, else safetensors.",
-)
+@to_format
 @click.option(
     "--dtype",
     default="source",
@@ -116,7 +118,7 @@ def convert(source: Path, target: Path, to: str | None, dtype: str, **given: Any
     "schemes",
     required=True,
     multiple=True,
-    help="q4_k_m, q8_0, ... as llama.cpp names them; may be repeated.",
+    help="q4_k_m, q8_0, ... as llama.cpp names them, or a plugin's; may be repeated.",
 )
 @choosing
 @click.option("--allow-requantize", is_flag=True, help="Take a source that is quantized already, at a loss.")
@@ -126,7 +128,8 @@ def convert(source: Path, target: Path, to: str | None, dtype: str, **given: Any
 def quantize(source: Path, target: Path, schemes: tuple[str, ...], allow_requantize: bool, **given: Any) -> None:
     """Shrink SOURCE to a quantized GGUF file in one pass, with no 16-bit file in between.
 
-    TARGET ends in .gguf. Several --scheme share the pass: TARGET must then hold {scheme}, as in model.{scheme}.gguf.
+    TARGET ends in .gguf; for a plugin's scheme it is a folder. Several --scheme share the pass: TARGET must then hold {scheme},
+    as in model.{scheme}.gguf.
     """
     from .api import quantized_plans
 
@@ -244,17 +247,18 @@ def diff(a: Path, b: Path, tolerance: float, as_json: bool, quiet: bool, verbose
 @click.option(
     "--delta", type=PATH, metavar="FOLDER", help="A delta: added in float32 or fp16 (its dtype), or XORed files."
 )
-@click.option(
-    "--to",
-    type=click.Choice(["meta", "safetensors", "gguf"]),
-    help="Default: gguf where TARGET ends in .gguf, else safetensors.",
-)
+@to_format
 @click.option(
     "--dtype",
     default="source",
     show_default=True,
     type=click.Choice(["source", "f32", "f16", "bf16"]),
     help="Type of the matrices; source: the base's under --lora, the delta's under --delta.",
+)
+@click.option(
+    "--no-integrity-check",
+    is_flag=True,
+    help="Take a delta like Alpaca's whatever its published recipe says of the sum.",
 )
 @facts
 @writing
@@ -275,7 +279,16 @@ def merge(
             result = carry(base, target, delta=delta, force=given["force"], progress=display)
         tell_result(voice, result)
         return
-    plan = merge_plan(base, target, delta=delta, lora=lora, to=to, dtype=dtype, options=open_options(given))
+    plan = merge_plan(
+        base,
+        target,
+        delta=delta,
+        lora=lora,
+        to=to,
+        dtype=dtype,
+        integrity_check=not given["no_integrity_check"],
+        options=open_options(given),
+    )
     carry_out([plan], given)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from .errors import UsageError
-from .parameters import Real
+from .parameters import Real, Size
 
 if TYPE_CHECKING:
     from .convert.options import OpenOptions
@@ -77,10 +77,8 @@ writing = options(
 measuring = options(
     click.option(
         "--protocol",
-        default="llamacpp",
-        show_default=True,
         type=click.Choice(["llamacpp", "gptq", "strided"]),
-        help="How the text is cut into windows, and which tokens are scored.",
+        help="How the text is cut into windows, and which tokens are scored; default: llamacpp, or a saved reference's.",
     ),
     click.option(
         "--text", "texts", multiple=True, metavar="[NAME=]FILE", help="UTF-8 text that the model was not trained on."
@@ -91,7 +89,38 @@ measuring = options(
     click.option("--stride", type=click.IntRange(1), help="Tokens between the starts of windows (protocol strided)."),
     click.option("--ctx", "n_ctx", type=click.IntRange(4), help="Tokens of a window; default: the protocol's own."),
     click.option("--chunks", type=click.IntRange(1), help="Only the first N windows of the text."),
+    click.option(
+        "--max-ram",
+        type=Size(),
+        help="Memory for hidden states, which past it lie in a file; default: half of what is free. Each layer's weights "
+        "come on top. A model writes (--generate) where its float32 weights fit into it; default for that: 4 GiB.",
+    ),
+    click.option(
+        "--resume",
+        type=PATH,
+        metavar="FOLDER",
+        help="Keep in FOLDER how far it came; the same command goes on from there. Removed when the report is out.",
+    ),
+    click.option(
+        "--device",
+        "compute",
+        default="auto",
+        show_default=True,
+        type=click.Choice(["auto", "cpu", "cuda"]),
+        help="What computes the layers: the CPU, or a card. Their sums differ by rounding; the report says which it was.",
+    ),
     click.option("--threads", type=click.IntRange(1), help="Threads; default: the CPUs this process may use."),
+)
+
+reporting = options(
+    click.option("--html", type=PATH, metavar="FILE", help="Write the report as one page that needs nothing else."),
+    click.option("--markdown", type=PATH, metavar="FILE", help="Write the report as Markdown, for a model card."),
+    click.option(
+        "--generate",
+        type=click.IntRange(0),
+        metavar="N",
+        help="Tokens that each model writes after a few fixed prompts, whole in memory; default: 32; 0: none.",
+    ),
 )
 
 choosing = options(
@@ -160,18 +189,38 @@ def measure_options(given: dict[str, Any]) -> ValidateOptions:
         limits=limits.overridden_by(said),
         table=table,
         noise_floor=not given.get("skip_noise_floor", False),
+        generate=ValidateOptions.generate if given.get("generate") is None else given["generate"],
+        save_reference=given.get("save_reference"),
+        overwrite=given.get("force", False),
+        max_ram=given["max_ram"],
+        resume=given["resume"],
+        device=given["compute"],
+        attribute=given.get("attribute", False),
     )
 
 
+def discard_journal(given: dict[str, Any]) -> None:
+    """After the report is out: what `--resume` kept is of no use any more."""
+    from .validate.journal import discard
+
+    if given["resume"] is not None:
+        discard(given["resume"])
+
+
 def read_texts(given: dict[str, Any]) -> list[Text]:
-    """Every `--text` and `--token-ids`, under its name. UsageError where there is none."""
+    """Every `--text` and `--token-ids`, under its name; none where none was given."""
     from .validate.texts import read_text, read_token_ids
 
     texts = [read_text(path, name) for name, path in map(_named, given["texts"])]
-    texts += [read_token_ids(path, name) for name, path in map(_named, given["token_ids"])]
-    if not texts:
-        raise UsageError("nothing to read: give --text FILE, or --token-ids FILE")
-    return texts
+    return texts + [read_token_ids(path, name) for name, path in map(_named, given["token_ids"])]
+
+
+def check_output(given: dict[str, Any], target: Path | None) -> None:
+    """UsageError where what is to be written is one of the texts."""
+    from .formats.target import check_sources
+
+    if target is not None:
+        check_sources(target, [path for _, path in map(_named, (*given["texts"], *given["token_ids"]))])
 
 
 def _named(words: str) -> tuple[str, Path]:

@@ -8,8 +8,9 @@
     |   |-- ModelError          the files are sound, the model in them is not: names, shapes, facts
     |   |-- NonFiniteError      a weight is NaN or infinite
     |   `-- ScaleOverflowError  a value or a block scale does not fit into the target's 16-bit float
+    |-- PluginError         3   a format, family or scheme of another package does not keep its contract
     |-- StorageError        4   the disk is full, the folder is read-only
-    `-- DeviceError         4   the card has no memory left for even one row
+    `-- DeviceError         4   the card is not there, or has no memory left for even one row
 
 The number is the command line's exit code. A message says what, where (file, tensor, byte), got and wanted, and what to
 do next, in one line.
@@ -61,6 +62,10 @@ class NonFiniteError(ValueAtError):
 
 class ScaleOverflowError(ValueAtError):
     """A value, or a block's scale, is beyond the largest number of the target's 16-bit float."""
+
+
+class PluginError(SmeltError):
+    """What another package brings through an entry point cannot be loaded, is not what it should be, or its name is taken."""
 
 
 class StorageError(SmeltError):

@@ -55,16 +55,19 @@ class ProgressDisplay:
         self._unit = unit
         self._bar: Any = None  # a tqdm, once there is something to draw
         self._last = self._started = time.monotonic()
+        self._first = -1  # what was done already at the first call: a run that goes on did not do it now
 
     def __call__(self, done: int, total: int, label: str) -> None:
         """Show how far it is."""
         if self._quiet:
             return
+        if self._first < 0:
+            self._first, self._started = done, time.monotonic()
         if sys.stderr.isatty():
             self._draw(done, total, label)
         elif time.monotonic() - self._last >= INTERVAL:
             self._last = time.monotonic()
-            left = (self._last - self._started) * (total - done) / max(1, done)
+            left = (self._last - self._started) * (total - done) / max(1, done - self._first)
             print(f"smelt: {done / max(1, total):.0%} of {self._size(total)}, {left:.0f} s left", file=sys.stderr)
 
     def _size(self, total: int) -> str:
@@ -74,7 +77,8 @@ class ProgressDisplay:
         if self._bar is None:
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total, unit=self._unit, unit_scale=self._unit == "B", leave=False, file=sys.stderr)
+            scale = self._unit == "B"
+            self._bar = tqdm(total=total, initial=done, unit=self._unit, unit_scale=scale, leave=False, file=sys.stderr)
         if self._bar.total != total:
             self._bar.reset(total)
         self._bar.set_description_str(printable(label)[:40], refresh=False)

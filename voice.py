@@ -52,12 +52,14 @@ def carry_out(plans: Sequence[Plan], given: dict[str, Any], context: dict[str, A
     The document is a plan's own, or a list of them under `targets` where there are several; `context` goes before it.
     """
     from .api import default_threads
+    from .convert.device import check_device
     from .convert.run import RunOptions, run_all
     from .formats.target import check_free_space, check_target
 
     voice = Voice(given["as_json"], given["quiet"], given["verbose"])
     results: Sequence[RunResult | None] = [None] * len(plans)
     if given["dry_run"]:
+        check_device(given["device"])
         for plan in plans:
             check_target(plan.target, folder=plan.folder, force=given["force"], sources=plan.inputs)
             check_free_space(plan.target.parent, plan.nbytes)

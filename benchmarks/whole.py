@@ -1,16 +1,20 @@
 """Whole commands against their peers, start-up included: quantize, copy, open, help.
 
     python benchmarks/make_synthetic.py /data/synthetic-2 --layers 2 --shards 1
-    python benchmarks/whole.py /data/synthetic-2 /data/out [--json results.json] [--runs 3] [--only copy,open]
+    python benchmarks/whole.py /data/synthetic-2 /data/out --threads 2 [--json results.json] [--runs 3] [--only copy,open]
 
 quantize  smelt from an f16 GGUF of 1.3 GB against llama.cpp's llama_model_quantize (llama-cpp-python), same threads
 one pass  smelt from the Meta folder itself, against an f16 GGUF by torch and gguf.GGUFWriter (make_gguf.py) and then llama.cpp
-copy      `smelt convert` at the same dtype against `cp` of the same bytes, and against `cp` and `sync -d` of the copy, which
-          is what smelt does: it has its output on the disk before it gives it its name
-open      open_gguf of a 70B-shaped file against gguf.GGUFReader; `smelt --help`
+copy      `smelt convert` at the same dtype, f16 GGUF <-> safetensors and to its own format, against `cp` of a file of the same
+          size, and against `cp` and `sync -d` of the copy, which is what smelt does: it has its output on the disk before it
+          gives it its name
+open      open_gguf of a 70B-shaped file against gguf.GGUFReader; `smelt --help`; what starting each side costs
 
-Peers run in turn, A B A B, after one warm-up of each; medians and their ratio are printed, of wall time and of the CPU time of
-the command's own processes, which other work on the machine disturbs less.
+All sides run in turn, A B C A B C, after one warm-up of each. Before each command the disk has nothing left to write, and the
+source has just been read, so that all find it in the page cache; the clock stops when the command ends. Medians, and the
+median of the ratios within a turn, are printed: of wall time, and of the CPU time of the command's own processes (user and
+system; what the kernel writes back later counts for neither side), which other work on the machine disturbs less.
+Python's compiled modules are kept between runs, as an installed program's are.
 """
 
 from __future__ import annotations
@@ -23,8 +27,10 @@ import resource
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -34,21 +40,39 @@ LLAMA = (
     "import sys, llama_cpp; p = llama_cpp.llama_model_quantize_default_params(); p.ftype = int(sys.argv[3]);"
     "p.nthread = int(sys.argv[4]); sys.exit(llama_cpp.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode(), p))"
 )
-PAUSE = 5  # seconds: a virtual machine's host takes freed memory back, then both sides find the same state
+PAUSE = 5  # seconds: a virtual machine's host takes freed memory back, then all sides find the same state
 SMELT = [sys.executable, "-P", "-m", "smelt"]
-
+PIECE = 64 << 20  # bytes read at once to have a file in the page cache
 
 Seconds = tuple[float, float]  # wall, CPU
+Timed = Callable[[], Seconds]
 
 
-def timed(steps: list[list[str]], leftovers: list[Path]) -> Seconds:
+@cache
+def environment() -> dict[str, str]:
+    """Ours, with a folder of this run's own for compiled modules."""
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {**kept, "PYTHONPYCACHEPREFIX": tempfile.mkdtemp(prefix="smelt-whole-")}
+
+
+def read_through(path: Path) -> None:
+    """Read a file, or every file of a folder, and keep nothing but its pages in the cache."""
+    for file in (path,) if path.is_file() else sorted(path.iterdir()):
+        with file.open("rb", buffering=0) as opened:
+            while opened.read(PIECE):
+                pass
+
+
+def timed(steps: list[list[str]], leftovers: list[Path], source: Path | None = None) -> Seconds:
     """Seconds of commands, one after the other; what they wrote is removed outside the clock."""
     os.sync()
     time.sleep(PAUSE)
+    if source is not None:
+        read_through(source)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.monotonic()
     for words in steps:
-        subprocess.run(words, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        subprocess.run(words, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment())
     wall = time.monotonic() - started
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     for path in leftovers:
@@ -59,10 +83,17 @@ def timed(steps: list[list[str]], leftovers: list[Path]) -> Seconds:
     return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def paired(ours: Callable[[], Seconds], theirs: Callable[[], Seconds], runs: int) -> dict[str, float]:
-    """Alternating runs after a warm-up; a ratio above 1 means that smelt is faster."""
-    ours(), theirs()
-    pairs = [(ours(), theirs()) for _ in range(runs)]
+def in_turn(ours: Timed, peers: dict[str, Timed], runs: int) -> dict[str, dict[str, float]]:
+    """Each peer beside smelt, in turns after a warm-up; a ratio above 1 means that smelt is faster."""
+    sides = [ours, *peers.values()]
+    for side in sides:
+        side()
+    turns = [[side() for side in sides] for _ in range(runs)]
+    return {name: compared([(turn[0], turn[k]) for turn in turns]) for k, name in enumerate(peers, 1)}
+
+
+def compared(pairs: list[tuple[Seconds, Seconds]]) -> dict[str, float]:
+    """Medians of both sides, and of their ratios."""
     return {
         "smelt_seconds": round(median(a[0] for a, _ in pairs), 4),
         "peer_seconds": round(median(b[0] for _, b in pairs), 4),
@@ -110,7 +141,7 @@ def open_both(path: Path, runs: int) -> dict[str, float]:
         opens(path)
         return time.perf_counter() - started, time.process_time() - cpu
 
-    return paired(lambda: clock(open_gguf), lambda: clock(GGUFReader), min(runs, 2))
+    return in_turn(lambda: clock(open_gguf), {"reader": lambda: clock(GGUFReader)}, min(runs, 2))["reader"]
 
 
 class Bench:
@@ -132,12 +163,17 @@ class Bench:
         print(f"{name:34} wall {wall:8.3f} against {peer_wall:8.3f} s {ratio:6.2f}x", end="")
         print(f"   CPU {cpu:7.2f} against {peer_cpu:7.2f} s {cpu_ratio:6.2f}x", flush=True)
 
-    def compare(self, name: str, ours: list[str], *theirs: list[str]) -> None:
-        """`smelt <ours>`, which writes self.ours, in turn with the peer's commands, which write self.theirs."""
-        mine = [*SMELT, *ours, "-q", *self.threads]
+    def compare(self, ours: list[str], source: str, peers: dict[str, list[list[str]]]) -> None:
+        """`smelt <ours>`, which writes self.ours, in turn with each peer's commands, which write self.theirs."""
         leftovers = [self.ours, self.theirs, self.between]
-        runs = self.options.runs
-        self.show(name, paired(lambda: timed([mine], leftovers), lambda: timed(list(theirs), leftovers), runs))
+
+        def side(steps: list[list[str]]) -> Timed:
+            return lambda: timed(steps, leftovers, Path(source))
+
+        mine = side([[*SMELT, *ours, "-q", *self.threads]])
+        found = in_turn(mine, {name: side(steps) for name, steps in peers.items()}, self.options.runs)
+        for name, pair in found.items():
+            self.show(name, pair)
 
     def llama(self, source: str, scheme: str) -> list[str]:
         """The command by which llama.cpp's library quantizes."""
@@ -148,40 +184,50 @@ class Bench:
         """From an f16 GGUF."""
         for scheme in FILE_TYPES:
             mine = ["quantize", self.f16, str(self.ours), "--scheme", scheme]
-            self.compare(f"quantize {scheme}", mine, self.llama(self.f16, scheme))
+            self.compare(mine, self.f16, {f"quantize {scheme}": [self.llama(self.f16, scheme)]})
 
     def one_pass(self) -> None:
         """From the Meta folder; the peer in two steps."""
         mine = ["quantize", self.source, str(self.ours), "--scheme", "q4_k_m", *self.context]
         first = [sys.executable, "-P", str(Path(__file__).with_name("make_gguf.py")), self.source, str(self.between)]
-        self.compare("Meta to q4_k_m", mine, first, self.llama(str(self.between), "q4_k_m"))
+        steps = [first, self.llama(str(self.between), "q4_k_m")]
+        self.compare(mine, self.source, {"Meta to q4_k_m": steps})
 
     def copy(self) -> None:
-        """At the stored dtype."""
+        """At the stored dtype. `cp` copies what smelt reads: the weights' file, whose size is the target's but for headers."""
         folder = self.options.out / "hugging-face"
-        subprocess.run([*SMELT, "convert", self.f16, str(folder), "--force", "-q"], check=True)
+        subprocess.run([*SMELT, "convert", self.f16, str(folder), "--force", "-q"], check=True, env=environment())
         self.ours = self.options.out / "ours"
         weights = str(folder / "model.safetensors")
         cases = {
-            "GGUF": (["convert", self.f16, str(self.ours), "--to", "gguf"], self.f16),
-            "safetensors": (["convert", str(folder), str(self.ours)], weights),
-            "Meta to safetensors": (["convert", self.source, str(self.ours), *self.context], weights),
+            "GGUF to safetensors": (["convert", self.f16, str(self.ours)], self.f16),
+            "safetensors to GGUF": (["convert", str(folder), str(self.ours), "--to", "gguf"], weights),
+            "GGUF to GGUF": (["convert", self.f16, str(self.ours), "--to", "gguf"], self.f16),
+            "safetensors to safetensors": (["convert", str(folder), str(self.ours)], weights),
         }
         for name, (mine, like) in cases.items():
             copied = ["cp", like, str(self.theirs)]
-            self.compare(f"copy {name}, cp", mine, copied)
-            self.compare(f"copy {name}, cp and sync", mine, copied, ["sync", "-d", str(self.theirs)])
+            peers = {f"{name}, cp": [copied], f"{name}, cp and sync": [copied, ["sync", "-d", str(self.theirs)]]}
+            self.compare(mine, like, peers)
         shutil.rmtree(folder)
 
     def open(self) -> None:
-        """Headers, and the help page."""
+        """Headers, the help page, and what both sides' programs cost before they do anything."""
         shape = self.options.out / "shape70b.gguf"
         header_of_70b(shape)
         self.show("open 70B header", open_both(shape, self.options.runs))
         shape.unlink()
-        helps = sorted(timed([[*SMELT, "--help"]], [])[0] for _ in range(9))
-        self.results["help_seconds"] = round(median(helps), 3)
-        print(f"smelt --help {median(helps):.3f} s")
+        plan = [*SMELT, "convert", self.f16, str(self.options.out / "none"), "--dry-run", "-q"]
+        starts = {
+            "smelt --help": [*SMELT, "--help"],
+            "smelt convert --dry-run": plan,
+            "import llama_cpp": [sys.executable, "-P", "-c", "import llama_cpp"],
+        }
+        for name, words in starts.items():
+            found = [timed([words], []) for _ in range(5)]
+            wall, cpu = median(wall for wall, _ in found), median(cpu for _, cpu in found)
+            self.results[name] = {"seconds": round(wall, 3), "cpu_seconds": round(cpu, 3)}
+            print(f"{name:34} wall {wall:8.3f} s {'':26} CPU {cpu:7.2f} s", flush=True)
 
 
 def main() -> None:
@@ -196,7 +242,8 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     bench = Bench(options)
-    subprocess.run([*SMELT, "convert", bench.source, bench.f16, "--force", "-q", *bench.context], check=True)
+    making = [*SMELT, "convert", bench.source, bench.f16, "--force", "-q", *bench.context]
+    subprocess.run(making, check=True, env=environment())
     bench.results |= {
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{platform.machine()}, {platform.system()}, {options.threads} threads",
@@ -209,6 +256,8 @@ def main() -> None:
         parts[part]()
     Path(bench.f16).unlink()
     Path(f"{bench.f16}.smelt.json").unlink()
+    shutil.rmtree(environment()["PYTHONPYCACHEPREFIX"], ignore_errors=True)
+    bench.results["load at the end"] = [round(number, 1) for number in os.getloadavg()]
     if options.json:
         options.json.write_text(json.dumps(bench.results, indent=1) + "\n")
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..dtypes import BF16, F16, DType
-from .cpu.half import BITS16, widen_half
+from .cpu.half import BITS16, INFINITY, MAGNITUDE, widen_half
 from .cpu.jit import jit
 from .scheme import Packed, decode
 
@@ -31,16 +31,22 @@ MODULUS = 1 << 64
 
 def digest_rows(dtype: DType, packed: Packed, numbers: NDArray[np.int64]) -> int:
     """uint8[n, row_nbytes] at `dtype`, their row numbers int64[n] -> what they add to the tensor's digest, mod 2^64."""
+    return digest_finite_rows(dtype, packed, numbers)[0]
+
+
+def digest_finite_rows(dtype: DType, packed: Packed, numbers: NDArray[np.int64]) -> tuple[int, bool]:
+    """`digest_rows`, and whether every value is finite, in one pass."""
     if packed.size == 0:
-        return 0
+        return 0, True
     rows = np.empty(len(packed), np.uint64)
     if dtype in (F16, BF16):
         halves = packed.view("<u2").astype(np.uint16, copy=False)
-        (_half_rows if dtype == F16 else _bfloat_rows)(halves, _keys(halves.shape[1]), rows)
+        largest = (_half_rows if dtype == F16 else _bfloat_rows)(halves, _keys(halves.shape[1]), rows)
     else:
         words = np.ascontiguousarray(decode(dtype, packed)).view(np.uint32)
-        _word_rows(words, _keys(words.shape[1]), rows)
-    return int(_mix(rows + (numbers.astype(np.uint64) + np.uint64(1)) * GOLDEN).sum(dtype=np.uint64))
+        largest = _word_rows(words, _keys(words.shape[1]), rows)
+    mixed = _mix(rows + (numbers.astype(np.uint64) + np.uint64(1)) * GOLDEN)
+    return int(mixed.sum(dtype=np.uint64)), bool(largest < INFINITY)
 
 
 def add_digests(first: int, second: int) -> int:
@@ -64,51 +70,55 @@ def _mix(z: Longs) -> Longs:
 
 
 @jit
-def _product(a: np.uint32, b: np.uint32, key_a: np.uint32, key_b: np.uint32) -> np.uint64:
-    """(a + key_a) * (b + key_b): sums mod 2^32, the product in 64 bits."""
-    product: np.uint64 = np.uint64(np.uint32(a + key_a)) * np.uint64(np.uint32(b + key_b))
-    return product
+def _row(words: Words, keys: Words) -> np.uint64:
+    """One row's sum. The halves are slices: LLVM vectorises no index that might be negative; 0.5 cycles a value, not 1.3."""
+    columns = words.shape[0]
+    pairs, half = columns // 2, (columns + 1) // 2
+    a, b, key_a, key_b = words[:pairs], words[half:], keys[:pairs], keys[half:columns]
+    total = np.uint64(0)
+    for j in range(pairs):
+        total += np.uint64(np.uint32(a[j] + key_a[j])) * np.uint64(np.uint32(b[j] + key_b[j]))
+    if pairs < half:
+        total += np.uint64(np.uint32(words[pairs] + keys[pairs])) * np.uint64(keys[columns])
+    return total
 
 
 @jit
-def _word_rows(words: Words, keys: Words, rows: Longs) -> None:
-    columns = words.shape[1]
-    pairs, half = columns // 2, (columns + 1) // 2
+def _largest(words: Words, before: np.uint32) -> np.uint32:
+    """The largest magnitude of a row as float32 bits, or `before`: infinity and NaN are above all others."""
+    largest: np.uint32 = before
+    for j in range(words.shape[0]):
+        largest = max(largest, np.uint32(words[j] & MAGNITUDE))
+    return largest
+
+
+@jit
+def _word_rows(words: Words, keys: Words, rows: Longs) -> np.uint32:
+    """Fills `rows`; answers with the largest magnitude of all."""
+    largest = np.uint32(0)
     for i in range(words.shape[0]):
-        total = np.uint64(0)
-        for j in range(pairs):
-            total += _product(words[i, j], words[i, j + half], keys[j], keys[j + half])
-        if pairs < half:
-            total += _product(words[i, pairs], np.uint32(0), keys[pairs], np.uint32(keys[columns]))
-        rows[i] = total
+        rows[i], largest = _row(words[i], keys), _largest(words[i], largest)
+    return largest
 
 
 @jit
-def _half_rows(halves: NDArray[np.uint16], keys: Words, rows: Longs) -> None:
-    columns = halves.shape[1]
-    pairs, half = columns // 2, (columns + 1) // 2
+def _half_rows(halves: NDArray[np.uint16], keys: Words, rows: Longs) -> np.uint32:
+    """Widened a row at a time, into the processor's cache: each loop alone vectorises better than all in one."""
+    words, largest = np.empty(halves.shape[1], np.uint32), np.uint32(0)
     for i in range(halves.shape[0]):
-        total = np.uint64(0)
-        for j in range(pairs):
-            a = np.float32(widen_half(np.uint32(halves[i, j]))).view(np.uint32)
-            b = np.float32(widen_half(np.uint32(halves[i, j + half]))).view(np.uint32)
-            total += _product(a, b, keys[j], keys[j + half])
-        if pairs < half:
-            a = np.float32(widen_half(np.uint32(halves[i, pairs]))).view(np.uint32)
-            total += _product(a, np.uint32(0), keys[pairs], np.uint32(keys[columns]))
-        rows[i] = total
+        row = halves[i]
+        for j in range(words.shape[0]):
+            words[j] = np.float32(widen_half(np.uint32(row[j]))).view(np.uint32)
+        rows[i], largest = _row(words, keys), _largest(words, largest)
+    return largest
 
 
 @jit
-def _bfloat_rows(halves: NDArray[np.uint16], keys: Words, rows: Longs) -> None:
-    columns = halves.shape[1]
-    pairs, half = columns // 2, (columns + 1) // 2
+def _bfloat_rows(halves: NDArray[np.uint16], keys: Words, rows: Longs) -> np.uint32:
+    words, largest = np.empty(halves.shape[1], np.uint32), np.uint32(0)
     for i in range(halves.shape[0]):
-        total = np.uint64(0)
-        for j in range(pairs):
-            a, b = np.uint32(halves[i, j]) << BITS16, np.uint32(halves[i, j + half]) << BITS16
-            total += _product(np.uint32(a), np.uint32(b), keys[j], keys[j + half])
-        if pairs < half:
-            a = np.uint32(halves[i, pairs]) << BITS16
-            total += _product(np.uint32(a), np.uint32(0), keys[pairs], np.uint32(keys[columns]))
-        rows[i] = total
+        row = halves[i]
+        for j in range(words.shape[0]):
+            words[j] = np.uint32(np.uint32(row[j]) << BITS16)
+        rows[i], largest = _row(words, keys), _largest(words, largest)
+    return largest

@@ -18,18 +18,18 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ..convert.architecture import Match, family_by, match_names
+from ..convert.architecture import KEPT_ROLES, Match, family_by, match_names
 from ..convert.assemble import HEAD
 from ..convert.model import LazyTensor, Model
-from ..dtypes import DTYPES, F32, DType
+from ..convert.packed import third_party_scheme, third_party_schemes
+from ..dtypes import DTYPES, F32, DType, Shape
 from ..errors import ModelError, UsageError
 from ..formats.gguf_types import TENSOR_IDS
 from ..kernels.scheme import Scheme, can_encode, cast_scheme
 from .recipes import ALIASES, FALLBACKS, RECIPES, Place, Recipe, by_rule, needs_importance
 
 LLAMA_LIKE = ("llama", "mistral")  # what GGUF calls llama, without experts
-# llama.cpp, llama-quant.cpp: never quantized; F32 in its converter's files
-KEPT_ROLES = ("ffn_gate_inp", "position_embd")
+OWN = frozenset(name.lower() for name in (*RECIPES, *ALIASES, *DTYPES))  # names that no plugin's scheme may have
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,27 @@ def find_recipe(name: str) -> Recipe:
     wanted = ALIASES.get(name.upper(), name.upper())
     recipe = RECIPES.get(wanted)
     if recipe is None or not _can_make(recipe):
-        known = ", ".join(recipe.name.lower() for recipe in RECIPES.values() if _can_make(recipe))
-        raise UsageError(f"--scheme {name}: unknown to smelt; it makes {known}")
+        known = [recipe.name.lower() for recipe in RECIPES.values() if _can_make(recipe)]
+        raise UsageError(f"--scheme {name}: unknown to smelt; it makes {', '.join((*known, *third_party_schemes()))}")
     return recipe
+
+
+def find_scheme(name: str) -> Recipe | Scheme:
+    """The recipe of that name, else the scheme that a plugin brings under it. PluginError where both have the name."""
+    found = third_party_scheme(name.lower(), OWN)
+    return find_recipe(name) if found is None else found
+
+
+def packed_matrices(model: Model, *, pure: bool) -> dict[str, Shape]:
+    """{canonical name: shape} of what a plugin's scheme stores: the layers' matrices, if `pure` also embedding and head."""
+    family = family_by("name", model.architecture, str(model.files[0]))
+    matches = match_names(family, "canonical", model.tensors, family.name)
+    ends = () if pure else ("token_embd", "output")
+    return {
+        name: model.tensors[name].shape
+        for name, match in matches.items()
+        if len(model.tensors[name].shape) == 2 and match.row.role not in (*KEPT_ROLES, *ends)
+    }
 
 
 def _can_make(recipe: Recipe) -> bool:

@@ -35,6 +35,7 @@ from .recipes import RECIPES, Recipe
 
 KV_DTYPES = ("f32", "f16", "q8_0", "q4_0")
 BATCH = 512  # llama.cpp's n_ubatch
+NEEDS_IMATRIX = "needs --imatrix"
 
 _COARSE = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "NVFP4")
 _SPECIAL = {
@@ -93,10 +94,12 @@ class Fit:
         """The line for a user whose card holds none of the choices: how much the smallest takes."""
         able = [choice for choice in self.choices if not choice.reason] or self.choices
         least = min(able, key=lambda choice: choice.total_nbytes)
+        waiting = [choice.scheme for choice in self.choices if choice.fits and choice.reason == NEEDS_IMATRIX]
+        more = f", or say --imatrix FILE, with which {waiting[0]} fits" if waiting else ""
         return (
             f"nothing fits: {least.scheme}, the smallest that smelt makes of this model, takes "
             f"{least.total_nbytes / 2**30:.2f} GiB with {self.options.context} tokens, and {self.options.vram / 2**30:.2f} GiB "
-            "are given: take fewer tokens, --kv-dtype q8_0, or leave layers on the CPU"
+            f"are given: take fewer tokens, --kv-dtype q8_0, or leave layers on the CPU{more}"
         )
 
     def document(self) -> dict[str, Any]:
@@ -133,10 +136,11 @@ def fit_model(model: Model, options: FitOptions) -> Fit:
     """
     if options.kv_dtype not in KV_DTYPES:
         raise UsageError(f"--kv-dtype {options.kv_dtype}: wanted one of {', '.join(KV_DTYPES)}")
-    if model.matrix_dtype.is_block:
+    packed = next((tensor.packed.scheme for tensor in model.tensors.values() if tensor.packed is not None), None)
+    if model.matrix_dtype.is_block or packed is not None:
         raise UsageError(
-            f"{model.files[0]}: is quantized already ({model.matrix_dtype}): start from the original, or say which scheme with "
-            "smelt quantize --allow-requantize"
+            f"{model.files[0]}: is quantized already ({packed or model.matrix_dtype}): start from the original, or say which "
+            "scheme with smelt quantize --allow-requantize"
         )
     if "max_position_embeddings" not in model.config:  # a number in the header, of one size whatever it is
         model = replace(model, config={**model.config, "max_position_embeddings": options.context})
@@ -207,7 +211,7 @@ def _reason(model: Model, recipe: Recipe, types: Types, options: FitOptions) -> 
     if types.lacking:
         return f"smelt cannot encode {', '.join(types.lacking)} yet"
     if types.need_importance and options.importance is None:
-        return "needs --imatrix"
+        return NEEDS_IMATRIX
     if types.notes and not options.choose.allow_fallback:
         return f"{len(types.notes)} tensors' rows do not divide: --allow-fallback"
     return ""

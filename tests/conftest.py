@@ -30,8 +30,20 @@ def register(name: str) -> None:
     spec.loader.exec_module(module)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """--write-tables: tests that measure a table of the documents write their rows instead of comparing them."""
+    parser.addoption("--write-tables", action="store_true", help="write the documents' measured tables anew")
+
+
+@pytest.fixture
+def write_tables(request: pytest.FixtureRequest) -> bool:
+    """Whether measured tables are written."""
+    return bool(request.config.getoption("--write-tables"))
+
+
 register("meta_checkpoints")
 register("llama_shapes")
+register("made_reports")
 
 
 @pytest.fixture(scope="session")

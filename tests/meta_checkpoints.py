@@ -50,8 +50,11 @@ class MetaCheckpoint:
 
 
 @functools.cache
-def tokenizer_model(vocab: int = 512) -> bytes:
-    """A SentencePiece BPE model of `vocab` pieces with LLaMA's settings: unk, bos, eos, 256 bytes, then pieces."""
+def tokenizer_model(vocab: int = 512, *, dummy_prefix: bool = True) -> bytes:
+    """A SentencePiece BPE model of `vocab` pieces with LLaMA's settings: unk, bos, eos, 256 bytes, then pieces.
+
+    dummy_prefix  False puts no space before a text, as Gemma's does not
+    """
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(inspect.getsource(argparse).splitlines()),
@@ -63,6 +66,7 @@ def tokenizer_model(vocab: int = 512) -> bytes:
         allow_whitespace_only_pieces=True,
         split_digits=True,
         byte_fallback=True,
+        add_dummy_prefix=dummy_prefix,
         minloglevel=2,
     )
     return model.getvalue()

@@ -104,7 +104,7 @@ def network_of(made: Path) -> Any:
 
 
 def test_the_shrunk_model_passes_and_every_number_is_the_in_memory_one(tiny_llama: Path, made: Path, text: str) -> None:
-    measure = ValidateOptions(chunks=CHUNKS)
+    measure = ValidateOptions(chunks=CHUNKS, generate=0)
     document = validate(tiny_llama, [made / "q4_k_m.gguf"], text, measure, OPTIONS).document()
     candidate = document["candidates"][0]
     cut = windows(made, text, CHUNKS)
@@ -154,7 +154,7 @@ def llama_cpp_logits(llama_cpp: Any, path: Path, cut: list[torch.Tensor]) -> lis
 def test_llama_cpp_measures_the_same_perplexity_and_divergence(tiny_llama: Path, made: Path, text: str) -> None:
     llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed: pip install smelt[clients]")
     chunks = 12
-    measure = ValidateOptions(chunks=chunks)
+    measure = ValidateOptions(chunks=chunks, generate=0)
     document = validate(tiny_llama, [made / "q4_k_m.gguf"], text, measure, OPTIONS).document()
     cut = windows(made, text, chunks)
     reference = llama_cpp_logits(llama_cpp, made / "f16.gguf", cut)
@@ -200,7 +200,7 @@ def test_damage_fails_and_is_named(
     tiny_llama: Path, made: Path, text: str, tmp_path: Path, damage: str, names: list[str]
 ) -> None:
     broken = damaged(made, tmp_path / "broken.gguf", damage)
-    report = validate(tiny_llama, [broken], text, ValidateOptions(chunks=4), OPTIONS)
+    report = validate(tiny_llama, [broken], text, ValidateOptions(chunks=4, generate=0), OPTIONS)
     reasons = " ".join(gate["reason"] for gate in report.document()["candidates"][0]["gates"] if not gate["passed"])
     assert not report.passed
     assert all(name in reasons for name in names)
@@ -208,7 +208,7 @@ def test_damage_fails_and_is_named(
 
 def test_a_model_against_itself_is_exactly_equal(tiny_llama: Path, made: Path, text: str) -> None:
     report = validate(
-        tiny_llama, [tiny_llama, made / "hf", made / "f16.gguf"], text, ValidateOptions(chunks=4), OPTIONS
+        tiny_llama, [tiny_llama, made / "hf", made / "f16.gguf"], text, ValidateOptions(chunks=4, generate=0), OPTIONS
     )
     assert report.passed
     for candidate in report.document()["candidates"]:

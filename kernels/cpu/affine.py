@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...dtypes import DType
-from ..reference.affine import ELEMENTS, Affine
+from ..reference.affine import ELEMENTS, Affine, stretched
 from ..reference.checks import SEARCH_LIMIT, refuse_scale, refuse_values, relative_importance
 from ..scheme import Packed, Rows
 from .affine_sums import LANES, centre, code_mass, code_sums, exact_error
@@ -65,7 +65,8 @@ def encode(affine: Affine, dtype: DType, pack: Pack, rows: Rows, importance: Row
             refuse_values(rows, SEARCH_LIMIT)
         overflowed = answer if overflowed == SOUND else overflowed
         end = min(CHUNK, len(x) - first)
-        supers[first : first + end] = pack(halves[0, :end], halves[1, :end], q[:end], scales[:end], mins[:end])
+        d, dmin = stretched(affine, halves[0, :end]), stretched(affine, halves[1, :end])
+        supers[first : first + end] = pack(d, dmin, q[:end], scales[:end], mins[:end])
     if overflowed != SOUND:
         refuse_scale(overflowed, columns, dtype.block)
     return packed

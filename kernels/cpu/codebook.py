@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..reference.checks import SEARCH_LIMIT, refuse_scale, refuse_values, relative_importance
-from ..reference.codebook import AGAIN, HALF, NORMAL, TRIED, TWO, WIDTH, Codebook, Coded, neighbours, stretched
+from ..reference.codebook import HALF, NORMAL, TRIED, TWO, WIDTH, Codebook, Coded, neighbours, raised
 from ..reference.grids import LEVELS, points
 from ..scheme import Rows
 from .half import HALF_LIMIT, round_scale
@@ -64,20 +64,27 @@ def search(book: Codebook, rows: Rows, importance: Rows | None) -> Coded:
         relative = relative_importance(importance, columns).reshape(-1, WIDTH)
     n_points, group = points(book.name).shape
     constants = np.array([book.variance, book.blend, book.plain, book.unit, book.top_scale, book.slope], np.float32)
-    shape = np.array([group, len(LEVELS[book.name]), book.nearest, book.block, book.span, book.scanned], np.int32)
+    counts = (book.scanned, book.nearest, book.wide)
+    shape = np.array([group, len(LEVELS[book.name]), book.block, book.span, *counts], np.int32)
     b0, b1, b2 = _bend(book.name)
     shifts = np.array([[book.offset + shift, b0 + shift, b1, b2] for shift in book.shifts], np.float32)
     d, scales = np.empty(len(x), np.float32), np.empty((len(x), WIDTH // book.block), np.uint8)
     found = np.empty((len(x), WIDTH // group), np.int32)
     signs = np.empty((len(x), 0 if LEVELS[book.name][0] < 0 else WIDTH // 8), np.uint8)
     targets = np.array(book.targets, np.float32)
-    table = _table(book.name, book.nearest)
-    answer = _search(x, relative, constants, shape, book.even, shifts, targets, table, d, scales, found, signs)
+    table = _table(book.name, book.wide)
+    sums = np.empty((3, len(x)), np.float32)
+    answer = _search(x, relative, constants, shape, book.even, shifts, targets, table, d, scales, found, signs, sums)
     if answer != SOUND:
         refuse_scale(answer, columns, WIDTH)
-    indexes = neighbours(book.name, book.nearest)[0].reshape(-1)
+    indexes = neighbours(book.name, book.wide)[0].reshape(-1)
     shifted, place = np.divmod(found, np.int32(len(indexes)))
-    return Coded(stretched(book, d), scales, indexes[place] + (shifted * n_points).astype(np.uint16), signs)
+    return Coded(
+        raised(book, d, sums[0], sums[1], sums[2]),
+        scales,
+        indexes[place] + (shifted * n_points).astype(np.uint16),
+        signs,
+    )
 
 
 @jit
@@ -94,15 +101,16 @@ def _search(
     scales: Bytes,
     found: Integers,
     signs: Bytes,
+    fits: Floats,
 ) -> int:
+    """Steps 0 to 3; fits: cross, squares and sum(w a a) of each super-block."""
     unit, top_scale = constants[3], constants[4]
     blocks, lanes = scales.shape[1], found.shape[1]
     a, w, tile = np.empty(WIDTH, np.float32), np.empty(WIDTH, np.float32), np.empty(3 * WIDTH, np.float32)
     best, cells = np.empty((shifts.shape[0], 8 * lanes), np.float32), np.empty((shifts.shape[0], lanes), np.int32)
-    words, lane_steps = np.empty(shape[2] * WIDTH // 4, np.uint32), np.empty((3, lanes), np.float32)
-    sums = np.empty((4, blocks), np.float32)
-    step, nearest, errors = np.empty(blocks, np.float32), np.empty(blocks, np.float32), np.empty(2, np.float32)
-    tried_d, tried, points = np.empty(2, np.float32), np.empty((2, blocks), np.float32), np.empty((2, lanes), np.int32)
+    words, lane_steps = np.empty(shape[6] * WIDTH // 4, np.uint32), np.empty((3, lanes), np.float32)
+    sums, least = np.empty((4, blocks), np.float32), np.empty((3, blocks), np.float32)
+    step, nearest, tried = np.empty(blocks, np.float32), np.empty(blocks, np.float32), np.empty(blocks, np.float32)
     for n in range(x.shape[0]):
         _weights(x[n], importance, n, constants, w)
         _signs(x[n], w, even_signs, a, signs[n])
@@ -114,25 +122,23 @@ def _search(
         d[n] = largest / ((TWO * top_scale + ONE) * unit)
         if d[n] >= HALF_LIMIT:
             return n
-        tried_d[0] = round_scale(d[n])
-        inverse = reciprocal(tried_d[0] * unit)
+        d[n] = round_scale(d[n])
+        inverse = reciprocal(d[n] * unit)
         for b in range(blocks):
             nearest[b] = np.floor(HALF * (step[b] * inverse - ONE))
-        errors[0], fitted = _round_scales(
-            tile, shape, constants, shifts, table, words, best, cells, lane_steps, sums, TRIED, nearest, tried_d[0],
-            tried[0], points[0],
-        )  # fmt: skip
-        tried_d[1] = round_scale(fitted) if fitted > ZERO and fitted < HALF_LIMIT else tried_d[0]
-        errors[1], _ = _round_scales(
-            tile, shape, constants, shifts, table, words, best, cells, lane_steps, sums, AGAIN, tried[0], tried_d[1],
-            tried[1], points[1],
-        )  # fmt: skip
-        k = 1 if errors[1] < errors[0] else 0
-        d[n] = tried_d[k]
+        fitted = _round_scales(
+            tile, shape, constants, shifts, table, words, best, cells, lane_steps, sums, least, nearest, d[n], tried
+        )
+        d[n] = round_scale(fitted) if fitted > ZERO and fitted < HALF_LIMIT else d[n]
         for b in range(blocks):
-            scales[n, b] = np.uint8(tried[k, b])
+            scaled = (d[n] * unit) * (TWO * tried[b] + ONE)
+            _set_step(lane_steps, b, lanes // blocks, scaled, reciprocal(scaled) * constants[5])
+            scales[n, b] = np.uint8(tried[b])
+        _match(tile, shape, shape[6], shifts, table, words, best, cells, lane_steps, sums)
+        fits[0, n], fits[1, n] = _sum_super(tried, unit, sums[0], sums[1])
+        fits[2, n] = _sum_whole(a, w, nearest)
         for j in range(lanes):
-            found[n, j] = points[k, j]
+            found[n, j] = cells[0, j]
     return SOUND
 
 
@@ -194,7 +200,7 @@ def _fit_blocks(
     words: Words, best: Floats, cells: Integers, lane_steps: Floats, sums: Floats, step: Floats,
 ) -> None:  # fmt: skip
     """Step 1. sums: cross, squares, the block's largest, its gain."""
-    block, per_block = shape[3], cells.shape[1] // step.shape[0]
+    block, per_block = shape[2], cells.shape[1] // step.shape[0]
     for b in range(step.shape[0]):
         largest = ZERO
         for i in range(b * block, (b + 1) * block):
@@ -204,7 +210,7 @@ def _fit_blocks(
         target = targets[k]
         for b in range(step.shape[0]):
             _set_step(lane_steps, b, per_block, sums[2, b] / target, target * reciprocal(sums[2, b]) * slope)
-        _match(tile, shape, shape[5], shifts, table, words, best, cells, lane_steps, sums)
+        _match(tile, shape, shape[4], shifts, table, words, best, cells, lane_steps, sums)
         for b in range(step.shape[0]):
             fitted = sums[0, b] * reciprocal(sums[1, b])
             gain = sums[0, b] * fitted
@@ -215,37 +221,55 @@ def _fit_blocks(
 @jit
 def _round_scales(
     tile: Floats, shape: Integers, constants: Floats, shifts: Floats, table: Words, words: Words, best: Floats,
-    cells: Integers, lane_steps: Floats, sums: Floats, offsets: tuple[np.float32, ...], nearest: Floats, d: np.float32,
-    scales: Floats, points: Integers,
-) -> tuple[np.float32, np.float32]:  # fmt: skip
-    """Step 2 under `d`: every block's scale and points; the whole error, and the d that would suit them better."""
+    cells: Integers, lane_steps: Floats, sums: Floats, least: Floats, nearest: Floats, d: np.float32, scales: Floats,
+) -> np.float32:  # fmt: skip
+    """Step 2 under `d`: every block's scale; the d that would suit their points better."""
     unit, top_scale, slope = d * constants[3], constants[4], constants[5]
     blocks = nearest.shape[0]
     per_block = cells.shape[1] // blocks
-    least = np.empty((3, blocks), np.float32)
     for b in range(blocks):
         least[0, b], scales[b] = INFINITE, ZERO
         least[1, b] = least[2, b] = ZERO
-    for k in range(len(offsets)):
+    for k in range(len(TRIED)):
         for b in range(blocks):
-            step = unit * (TWO * min(max(nearest[b] + offsets[k], ZERO), top_scale) + ONE)
+            step = unit * (TWO * min(max(nearest[b] + TRIED[k], ZERO), top_scale) + ONE)
             _set_step(lane_steps, b, per_block, step, reciprocal(step) * slope)
-        _match(tile, shape, shape[2], shifts, table, words, best, cells, lane_steps, sums)
+        _match(tile, shape, shape[5], shifts, table, words, best, cells, lane_steps, sums)
         for b in range(blocks):
-            scale = min(max(nearest[b] + offsets[k], ZERO), top_scale)
+            scale = min(max(nearest[b] + TRIED[k], ZERO), top_scale)
             step = unit * (TWO * scale + ONE)
             error = step * (step * sums[1, b] - (sums[0, b] + sums[0, b]))
             if error < least[0, b]:
                 least[0, b], least[1, b], least[2, b], scales[b] = error, sums[0, b], sums[1, b], scale
-                for j in range(b * per_block, (b + 1) * per_block):
-                    points[j] = cells[0, j]
-    error, cross, squares = ZERO, ZERO, ZERO
+    cross, squares = _sum_super(scales, constants[3], least[1], least[2])
+    fitted: np.float32 = cross * reciprocal(squares)
+    return fitted
+
+
+@jit
+def _sum_super(scales: Floats, unit: np.float32, crosses: Floats, squared: Floats) -> tuple[np.float32, np.float32]:
+    cross, squares = ZERO, ZERO
+    for b in range(scales.shape[0]):
+        factor = (TWO * scales[b] + ONE) * unit
+        cross += factor * crosses[b]
+        squares += factor * factor * squared[b]
+    return cross, squares
+
+
+@jit
+def _sum_whole(a: Floats, w: Floats, totals: Floats) -> np.float32:
+    """The sum of w a a, block by block; all blocks advance together, since additions wait for one another."""
+    whole, blocks = ZERO, totals.shape[0]
+    width = WIDTH // blocks
     for b in range(blocks):
-        factor = (TWO * scales[b] + ONE) * constants[3]
-        error += least[0, b]
-        cross += factor * least[1, b]
-        squares += factor * factor * least[2, b]
-    return error, cross * reciprocal(squares)
+        totals[b] = ZERO
+    for i in range(width):
+        for b in range(blocks):
+            at = b * width + i
+            totals[b] += w[at] * a[at] * a[at]
+    for b in range(blocks):
+        whole += totals[b]
+    return whole
 
 
 @jit
@@ -260,19 +284,21 @@ def _match(
     lane_steps: Floats, sums: Floats,
 ) -> None:  # fmt: skip
     """Points under the steps: each block's cross and squares in `sums`, each group's place in the table in `cells[0]`."""
-    group, levels, nearest = shape[0], shape[1], shape[2]
+    group, levels, available = shape[0], shape[1], shape[6]
     lanes, per_word = cells.shape[1], group // 4
     for s in range(shifts.shape[0]):
         _cells(tile, group, levels, shifts[s, 0], lane_steps[2], cells[s])
-        _fetch(table, nearest // per_word, count // per_word, cells[s], words)
-        if group == 8:
-            _match_8(tile, words, count, shifts[s], lane_steps, best[s])
-        else:
+        _fetch(table, available // per_word, count // per_word, cells[s], words)
+        if group == 4:
             _match_4(tile, words, count, lane_steps, best[s])
+        elif shifts[s, 3] == ZERO:
+            _match_8(tile, words, count, shifts[s], None, lane_steps, best[s])
+        else:
+            _match_8(tile, words, count, shifts[s], shifts[s, 3], lane_steps, best[s])
         first = s * (table.shape[0] * per_word)
         for j in range(lanes):
-            cells[s, j] = first + cells[s, j] * nearest + np.int32(best[s, 3 * lanes + j])
-    span = shape[4] // group
+            cells[s, j] = first + cells[s, j] * available + np.int32(best[s, 3 * lanes + j])
+    span = shape[3] // group
     for s in range(1, shifts.shape[0]):
         for first in range(0, lanes, span):
             before, after = ZERO, ZERO
@@ -342,8 +368,18 @@ def _match_4(tile: Floats, words: Words, count: int, lane_steps: Floats, best: F
 
 
 @jit
-def _match_8(tile: Floats, words: Words, count: int, shift: Floats, lane_steps: Floats, best: Floats) -> None:
-    b0, b1, b2 = shift[1], shift[2], shift[3]
+def _number(level: np.float32, b0: np.float32, b1: np.float32, b2: np.float32 | None) -> np.float32:
+    """Of a level; without `b2`, which LLVM cannot know to be 0, a match takes a tenth less time."""
+    if b2 is None:
+        return b0 + level * b1
+    return b0 + level * (b1 + level * b2)
+
+
+@jit
+def _match_8(
+    tile: Floats, words: Words, count: int, shift: Floats, b2: np.float32 | None, lane_steps: Floats, best: Floats
+) -> None:
+    b0, b1 = shift[1], shift[2]
     for j in range(32):
         best[j] = INFINITE
     for k in range(count):
@@ -359,10 +395,10 @@ def _match_8(tile: Floats, words: Words, count: int, shift: Floats, lane_steps: 
             l5 = np.float32(np.int32(word >> np.uint32(10) & TWO_BITS))
             l6 = np.float32(np.int32(word >> np.uint32(12) & TWO_BITS))
             l7 = np.float32(np.int32(word >> np.uint32(14) & TWO_BITS))
-            g0, g1 = b0 + l0 * (b1 + l0 * b2), b0 + l1 * (b1 + l1 * b2)
-            g2, g3 = b0 + l2 * (b1 + l2 * b2), b0 + l3 * (b1 + l3 * b2)
-            g4, g5 = b0 + l4 * (b1 + l4 * b2), b0 + l5 * (b1 + l5 * b2)
-            g6, g7 = b0 + l6 * (b1 + l6 * b2), b0 + l7 * (b1 + l7 * b2)
+            g0, g1 = _number(l0, b0, b1, b2), _number(l1, b0, b1, b2)
+            g2, g3 = _number(l2, b0, b1, b2), _number(l3, b0, b1, b2)
+            g4, g5 = _number(l4, b0, b1, b2), _number(l5, b0, b1, b2)
+            g6, g7 = _number(l6, b0, b1, b2), _number(l7, b0, b1, b2)
             half = tile[512 + j] * g0 + tile[544 + j] * g1 + tile[576 + j] * g2 + tile[608 + j] * g3
             cross = half + tile[640 + j] * g4 + tile[672 + j] * g5 + tile[704 + j] * g6 + tile[736 + j] * g7
             low = tile[256 + j] * (g0 * g0) + tile[288 + j] * (g1 * g1)

@@ -17,17 +17,14 @@ from ..reference.symmetric import FAR, Symmetric
 from ..scheme import Packed, Rows
 from .half import HALF_LIMIT, round_scale
 from .jit import jit
+from .symmetric_fit import LANES, code, exact_error, fit, level
 from .tile import (
     SOUND,
-    STEP,
     VALUE_REFUSED,
     ZERO,
     Bits,
     Floats,
-    code,
-    exact_error,
     extremes,
-    fit_sums,
     height,
     load,
     load_importance,
@@ -37,12 +34,12 @@ from .tile import (
     sum_squares,
     sum_super,
 )
+from .transpose import SIDE, transpose_8x8
 
-LANES = 128  # constant, so that LLVM vectorises loops over lanes without a remainder
 CHUNK = 262144  # elements between two calls of `pack`
-TOPS = 32  # room for the tops, four vectors
+TOPS = 24  # room for the tops, three vectors
 LIMIT_BITS = SEARCH_LIMIT.view(np.uint32)
-INFINITE, TWO = np.float32(np.inf), np.float32(2)
+INFINITE = np.float32(np.inf)
 
 Bytes = NDArray[np.uint8]
 Pack = Callable[[Floats, Bytes, NDArray[np.int8]], Packed]
@@ -58,7 +55,8 @@ def encode(symmetric: Symmetric, dtype: DType, pack: Pack, rows: Rows, importanc
     if importance is not None:
         relative = relative_importance(importance, columns).reshape(-1, dtype.block)
     chunk = CHUNK // dtype.block
-    shape = (min(chunk, len(x)), symmetric.blocks)
+    count = LANES // symmetric.blocks  # of a tile: there is room for whole tiles
+    shape = (min(chunk, -(-len(x) // count) * count), symmetric.blocks)
     q = np.empty((*shape, dtype.block // symmetric.blocks), np.uint8)
     scales, d = np.empty(shape, np.int8), np.empty(shape[0], np.float32)
     overflowed = SOUND
@@ -136,83 +134,16 @@ def _weights(symmetric: Symmetric, x: Floats, w: Floats, weighted: bool, element
 
 
 @jit
-def _fit_sums(symmetric: Symmetric, x: Floats, w: Floats, inverse: Floats, cross: Floats, squares: Floats) -> None:
-    """For q = the level nearest to x * inverse: cross[lane] = sum w x q, squares[lane] = sum w q q."""
-    if symmetric.nearest.shape[0] == 0:
-        fit_sums(x, w, inverse, symmetric.low, symmetric.high, cross, squares)
-        return
-    cross[:] = ZERO
-    squares[:] = ZERO
-    for i in range(0, height(x), STEP):
-        for lane in range(LANES):
-            c, s = cross[lane], squares[lane]
-            for k in range(STEP):
-                value = x[i + k, lane]
-                q = _level(symmetric.nearest, value * inverse[lane], symmetric.low, symmetric.high)
-                wq = w[i + k, lane] * q
-                c += wq * value
-                s += wq * q
-            cross[lane], squares[lane] = c, s
-
-
-@jit
-def _exact_error(symmetric: Symmetric, x: Floats, w: Floats, step: Floats, inverse: Floats, error: Floats) -> None:
-    """error[lane] = sum w (step * q - x)^2 for q = the level nearest to x * inverse, where inverse = reciprocal(step)."""
-    if symmetric.nearest.shape[0] == 0:
-        exact_error(x, w, step, inverse, symmetric.low, symmetric.high, error)
-        return
-    error[:] = ZERO
-    for i in range(0, height(x), STEP):
-        for lane in range(LANES):
-            e = error[lane]
-            for k in range(STEP):
-                value = x[i + k, lane]
-                q = _level(symmetric.nearest, value * inverse[lane], symmetric.low, symmetric.high)
-                off = step[lane] * q - value
-                e += w[i + k, lane] * off * off
-            error[lane] = e
-
-
-@jit
-def _level(nearest: Floats, value: np.float32, low: np.float32, high: np.float32) -> np.float32:
-    """Clamp, then look up; the index is unsigned, which spares numba's test for a negative one."""
-    clamped = min(max(value, low), high)
-    level: np.float32 = nearest[np.uint32(np.int32((clamped - low) * TWO))]
-    return level
-
-
-@jit
 def _fit_blocks(symmetric: Symmetric, x: Floats, w: Floats, scale: Floats, mass: Floats) -> None:
     """Step 1: the scale and the mass of each lane's block."""
-    inverse, trial = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
-    cross, squares = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
-    board = np.zeros(3 * LANES, np.float32)
-    extremes(x, cross, squares)
+    least, most, inverse = np.empty(LANES, np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.float32)
+    boards = np.zeros((2, 4 * LANES), np.float32)
+    extremes(x, least, most)
     for lane in range(LANES):
-        inverse[lane] = reciprocal(squares[lane] if squares[lane] >= -cross[lane] else cross[lane])
-    for g in symmetric.grid:
-        for lane in range(LANES):
-            trial[lane] = g * inverse[lane]
-        _fit_sums(symmetric, x, w, trial, cross, squares)
-        _keep_better(cross, squares, board)
+        inverse[lane] = reciprocal(most[lane] if most[lane] >= -least[lane] else least[lane])
+    fit(symmetric.nearest, symmetric.low, symmetric.high, symmetric.grid, x, w, inverse, boards)
     for lane in range(LANES):
-        scale[lane], mass[lane] = board[LANES + lane], board[2 * LANES + lane]
-
-
-@jit
-def _keep_better(cross: Floats, squares: Floats, board: Floats) -> None:
-    """Rows gain, scale, mass of `board`, where the gain is more.
-
-    Rows of one array, because LLVM vectorises no loop over so many arrays that might overlap.
-    """
-    for lane in range(LANES):
-        gain, scale, mass = board[lane], board[LANES + lane], board[2 * LANES + lane]
-        fitted = cross[lane] * reciprocal(squares[lane])
-        gained = cross[lane] * fitted
-        better = gained > gain
-        board[lane] = gained if better else gain
-        board[LANES + lane] = fitted if better else scale
-        board[2 * LANES + lane] = squares[lane] if better else mass
+        scale[lane], mass[lane] = boards[0, LANES + lane], boards[0, 2 * LANES + lane]
 
 
 @jit
@@ -266,27 +197,38 @@ def _fit_super(
 def _round_scales(symmetric: Symmetric, x: Floats, w: Floats, scale: Floats, d: Floats, scales: Floats) -> None:
     """Step 3: the best of the integer scale nearest under `d` and its neighbours, for each block."""
     size, nearest, trial = np.empty(LANES, np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.float32)
-    step, inverse = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
-    off, best = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
+    step, inverse, off = np.empty(LANES, np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.float32)
+    boards = np.empty((2, 2 * LANES), np.float32)  # rows: error, scale
+    best, other = boards[0], boards[1]
     spread(d, size)
     for lane in range(LANES):
         nearest[lane] = code(scale[lane] * reciprocal(size[lane]), symmetric.scale_low, symmetric.scale_high)
     for lane in range(LANES):
-        best[lane], scales[lane] = INFINITE, nearest[lane]
-    if symmetric.neighbours.shape[0] == 1:  # only the nearest: its error decides nothing
-        return
-    for k in symmetric.neighbours:
-        for lane in range(LANES):  # three loops: LLVM vectorises none over so many arrays that might overlap
-            trial[lane] = min(max(nearest[lane] + k, symmetric.scale_low), symmetric.scale_high)
-        for lane in range(LANES):
-            step[lane] = size[lane] * trial[lane]
-        for lane in range(LANES):
-            inverse[lane] = reciprocal(step[lane])
-        _exact_error(symmetric, x, w, step, inverse, off)
-        for lane in range(LANES):
-            better = off[lane] < best[lane]
-            best[lane] = off[lane] if better else best[lane]
-            scales[lane] = trial[lane] if better else scales[lane]
+        best[lane], best[LANES + lane] = INFINITE, nearest[lane]
+    if symmetric.neighbours.shape[0] > 1:  # of one alone the error decides nothing
+        for k in symmetric.neighbours:
+            for lane in range(LANES):  # loops over few arrays: LLVM vectorises none over many that might overlap
+                trial[lane] = min(max(nearest[lane] + k, symmetric.scale_low), symmetric.scale_high)
+            for lane in range(LANES):
+                step[lane] = size[lane] * trial[lane]
+            for lane in range(LANES):
+                inverse[lane] = reciprocal(step[lane])
+            exact_error(symmetric.nearest, symmetric.low, symmetric.high, x, w, step, inverse, off)
+            _keep_smaller(off, trial, best, other)
+            best, other = other, best
+    for lane in range(LANES):
+        scales[lane] = best[LANES + lane]
+
+
+@jit
+def _keep_smaller(error: Floats, scale: Floats, before: Floats, after: Floats) -> None:
+    """`after` is `before` where the error is no smaller."""
+    for lane in range(LANES):
+        least, best, tried = before[lane], before[LANES + lane], scale[lane]
+        better = error[lane] < least
+        after[lane] = min(least, error[lane])
+        best = tried if better else best
+        after[LANES + lane] = best
 
 
 @jit
@@ -300,25 +242,51 @@ def _store(
     integers: NDArray[np.int8],
     q: Bytes,
 ) -> None:
-    """The levels - low under the final scales, and those, from tile order to super-block order."""
+    """The levels - low under the final scales, and those, from tile order to super-block order: four codes a word."""
     count = d.shape[0]
-    tile, inverse = np.empty((q.shape[2], LANES), np.uint8), np.empty(LANES, np.float32)
+    tile, inverse = np.empty((q.shape[2] // 4, LANES), np.uint32), np.empty(LANES, np.float32)
     spread(d, inverse)
     for lane in range(LANES):
         inverse[lane] = reciprocal(inverse[lane] * scales[lane])
-    linear = symmetric.nearest.shape[0] == 0
-    for i in range(height(x)):
-        for lane in range(LANES):
-            value = x[i, lane] * inverse[lane]
-            if linear:
-                level = code(value, symmetric.low, symmetric.high)
-            else:
-                level = _level(symmetric.nearest, value, symmetric.low, symmetric.high)
-            tile[i, lane] = np.uint8(np.int32(level - symmetric.low))
-    for b in range(min(count, q.shape[0] - first)):
+    _levels(symmetric, x.reshape(-1), inverse, tile)
+    for b in range(count):
         halves[first + b] = d[b]
         for j in range(symmetric.blocks):
-            lane = j * count + b
-            integers[first + b, j] = np.int8(np.int32(scales[lane]))
-            for i in range(height(x)):
-                q[first + b, j, i] = tile[i, lane]
+            integers[first + b, j] = np.int8(np.int32(scales[j * count + b]))
+    flat, words = tile.reshape(-1), q.view(np.uint32).reshape(-1)
+    n_words = symmetric.blocks * tile.shape[0]  # in a super-block; eight of them lie in one block, or four in two
+    apart = 4 * LANES if tile.shape[0] == SIDE else count
+    for b in range(0, count, SIDE):
+        for k in range(0, n_words, SIDE):
+            start = k // tile.shape[0] * count + b
+            transpose_8x8(flat, start, start + apart, LANES, words, (first + b) * n_words + k, n_words)
+
+
+@jit
+def _levels(symmetric: Symmetric, x: Floats, inverse: Floats, tile: NDArray[np.uint32]) -> None:
+    """The levels - low of four rows of `x` at a time, a byte each, the first one lowest."""
+    linear = symmetric.nearest.shape[0] == 0
+    for i in range(tile.shape[0]):
+        values, row = x[4 * i * LANES : 4 * (i + 1) * LANES], tile[i]
+        if linear:
+            for lane in range(LANES):
+                word = np.uint32(0)
+                for k in range(4):
+                    found = code(values[k * LANES + lane] * inverse[lane], symmetric.low, symmetric.high)
+                    word = _with_byte(word, found - symmetric.low, k)
+                row[lane] = word
+        else:
+            for lane in range(LANES):
+                word = np.uint32(0)
+                for k in range(4):
+                    value = values[k * LANES + lane] * inverse[lane]
+                    found = level(symmetric.nearest, value, symmetric.low, symmetric.high)
+                    word = _with_byte(word, found - symmetric.low, k)
+                row[lane] = word
+
+
+@jit
+def _with_byte(word: np.uint32, value: np.float32, k: int) -> np.uint32:
+    """`word` with `value`, 0..255, as its byte `k`, which was 0."""
+    changed: np.uint32 = np.uint32(word | np.uint32(np.uint32(np.int32(value)) << np.uint32(8 * k)))
+    return changed

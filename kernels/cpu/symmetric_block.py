@@ -17,6 +17,7 @@ from .fifth_bits import write_codes
 from .half import HALF_LIMIT, INFINITY, MAGNITUDE, SIGN, narrow_half, round_scale
 from .jit import jit
 from .row_weights import row_means, row_weights
+from .symmetric_fit import LANES, code, fit
 from .tile import (
     ONE,
     SOUND,
@@ -24,20 +25,23 @@ from .tile import (
     ZERO,
     Bits,
     Floats,
-    code,
     extremes,
-    fit_sums,
     load,
     load_importance,
     magnitude_bits,
     reciprocal,
 )
+from .transpose import SIDE, transpose_8x8
 
-BLOCK, LANES = 32, 128
+BLOCK = 32
 LIMIT_BITS = SEARCH_LIMIT.view(np.uint32)
 HALF = np.float32(0.5)
+ONE_BIT, FOUR, EIGHT, TWELVE = np.uint32(1), np.uint32(4), np.uint32(8), np.uint32(12)
+FIFTEEN, SIXTEEN = np.uint32(15), np.uint32(16)
+EVERY_LEVEL = np.empty(0, np.float32)
 
 Bytes = NDArray[np.uint8]
+Words = NDArray[np.uint16]
 
 
 def encode(symmetric: Symmetric, dtype: DType, rows: Rows, importance: Rows | None) -> Packed:
@@ -49,8 +53,8 @@ def encode(symmetric: Symmetric, dtype: DType, rows: Rows, importance: Rows | No
         answer = _encode_largest(symmetric, blocks, blocks.view(np.uint32), packed.reshape(-1, dtype.nbytes))
     else:
         relative = relative_importance(importance, columns).reshape(-1, BLOCK)
-        bits = blocks.view(np.uint32)
-        answer = _encode_searched(symmetric, blocks, bits, relative, packed.reshape(-1, dtype.nbytes))
+        words = packed.reshape(-1, dtype.nbytes).view(np.uint16)
+        answer = _encode_searched(symmetric, blocks, blocks.view(np.uint32), relative, words)
     if answer == VALUE_REFUSED and importance is None:
         refuse_non_finite(rows)
     elif answer == VALUE_REFUSED:
@@ -106,7 +110,7 @@ def _negative_first(bits: Bits, magnitude: np.uint32) -> bool:
 
 
 @jit
-def _encode_searched(symmetric: Symmetric, blocks: Floats, bits: Bits, importance: Floats, packed: Bytes) -> int:
+def _encode_searched(symmetric: Symmetric, blocks: Floats, bits: Bits, importance: Floats, words: Words) -> int:
     x, w = np.empty((BLOCK, LANES), np.float32), np.empty((BLOCK, LANES), np.float32)
     scale, d = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
     means = np.empty(blocks.shape[0] // max(importance.shape[0], 1), np.float32)
@@ -123,63 +127,69 @@ def _encode_searched(symmetric: Symmetric, blocks: Floats, bits: Bits, importanc
             if abs(scale[lane]) >= HALF_LIMIT and overflowed == SOUND:
                 overflowed = first + lane
             d[lane] = round_scale(scale[lane])
-        _store(symmetric, x, d, first, packed)
+        _store(symmetric, x, d, first, words)
     return overflowed
 
 
 @jit
 def _fit_blocks(symmetric: Symmetric, x: Floats, w: Floats, scale: Floats) -> None:
     """Step 1: the scale of each lane's block, over the grid and then next to the winner."""
-    inverse, trial, centre = np.empty(LANES, np.float32), np.empty(LANES, np.float32), np.zeros(LANES, np.float32)
-    cross, squares = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
-    board = np.zeros(3 * LANES, np.float32)
-    extremes(x, cross, squares)
+    least, most, inverse = np.empty(LANES, np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.float32)
+    boards = np.zeros((2, 4 * LANES), np.float32)
+    extremes(x, least, most)
     for lane in range(LANES):
-        inverse[lane] = reciprocal(squares[lane] if squares[lane] >= -cross[lane] else cross[lane])
-    n_grid = symmetric.grid.shape[0]
-    for attempt in range(n_grid + symmetric.offsets.shape[0]):
-        g = symmetric.grid[attempt] if attempt < n_grid else symmetric.offsets[attempt - n_grid]
-        if attempt == n_grid:
-            for lane in range(LANES):
-                centre[lane] = board[2 * LANES + lane]
-        for lane in range(LANES):
-            trial[lane] = (centre[lane] + g) * inverse[lane]
-        fit_sums(x, w, trial, symmetric.low, symmetric.high, cross, squares)
-        _keep_better(cross, squares, g, board)
+        inverse[lane] = reciprocal(most[lane] if most[lane] >= -least[lane] else least[lane])
+    fit(EVERY_LEVEL, symmetric.low, symmetric.high, symmetric.grid, x, w, inverse, boards)
+    fit(EVERY_LEVEL, symmetric.low, symmetric.high, symmetric.offsets, x, w, inverse, boards)
     for lane in range(LANES):
-        scale[lane] = board[LANES + lane]
+        scale[lane] = boards[0, LANES + lane]
 
 
 @jit
-def _keep_better(cross: Floats, squares: Floats, g: np.float32, board: Floats) -> None:
-    """Rows gain, scale, g of `board`, where the gain is more.
-
-    Rows of one array, because LLVM vectorises no loop over so many arrays that might overlap.
-    """
-    for lane in range(LANES):
-        gain, scale, chosen = board[lane], board[LANES + lane], board[2 * LANES + lane]
-        fitted = cross[lane] * reciprocal(squares[lane])
-        gained = cross[lane] * fitted
-        better = gained > gain
-        board[lane] = gained if better else gain
-        board[LANES + lane] = fitted if better else scale
-        board[2 * LANES + lane] = g if better else chosen
-
-
-@jit
-def _store(symmetric: Symmetric, x: Floats, d: Floats, first: int, packed: Bytes) -> None:
-    """Write the tile's blocks as bytes."""
-    tile, inverse, q = np.empty((BLOCK, LANES), np.uint8), np.empty(LANES, np.float32), np.empty(BLOCK, np.uint8)
+def _store(symmetric: Symmetric, x: Floats, d: Floats, first: int, words: Words) -> None:
+    """Write the tile's blocks, two bytes at a time: d, the fifth bits where there are such, nibbles."""
+    n_words = words.shape[1]
+    tile, inverse = np.empty((n_words, LANES), np.uint16), np.empty(LANES, np.float32)
     for lane in range(LANES):
         inverse[lane] = reciprocal(d[lane])
-    for i in range(BLOCK):
+        tile[0, lane] = np.uint16(narrow_half(d[lane]))
+    _codes(symmetric, x.reshape(-1), inverse, tile)
+    flat, target = tile.reshape(-1), words.reshape(-1)
+    for lane in range(0, min(LANES, words.shape[0] - first), SIDE):
+        if first + lane + SIDE <= words.shape[0]:  # the first eight words, and the last eight
+            at, start = (first + lane) * n_words, (n_words - SIDE) * LANES + lane
+            transpose_8x8(flat, lane, lane + 4 * LANES, LANES, target, at, n_words)
+            transpose_8x8(flat, start, start + 4 * LANES, LANES, target, at + n_words - SIDE, n_words)
+        else:
+            for k in range(lane, words.shape[0] - first):
+                for i in range(n_words):
+                    words[first + k, i] = tile[i, k]
+
+
+@jit
+def _codes(symmetric: Symmetric, x: Floats, inverse: Floats, tile: Words) -> None:
+    """The last eight words of each block, four nibbles each, and the two before them where there are such."""
+    low, high, n_words = symmetric.low, symmetric.high, tile.shape[0]
+    fifths = np.zeros(LANES, np.uint32)
+    for i in range(0, BLOCK // 2, 2):
+        lower, upper = x[i * LANES : (i + 2) * LANES], x[(i + BLOCK // 2) * LANES : (i + 2 + BLOCK // 2) * LANES]
+        row, shift = tile[n_words - BLOCK // 4 + i // 2], np.uint32(i)
         for lane in range(LANES):
-            rounded = code(x[i, lane] * inverse[lane], symmetric.low, symmetric.high)
-            tile[i, lane] = np.uint8(np.int32(rounded - symmetric.low))
-    for lane in range(min(LANES, packed.shape[0] - first)):
-        half = narrow_half(d[lane])
-        block = packed[first + lane]
-        block[0], block[1] = np.uint8(half & np.uint32(255)), np.uint8(half >> np.uint32(8))
-        for i in range(BLOCK):
-            q[i] = tile[i, lane]
-        write_codes(q, block, 2)
+            factor = inverse[lane]
+            a, b = _shifted(lower[lane] * factor, low, high), _shifted(lower[LANES + lane] * factor, low, high)
+            c, e = _shifted(upper[lane] * factor, low, high), _shifted(upper[LANES + lane] * factor, low, high)
+            nibbles = np.uint32(a & FIFTEEN) | np.uint32(c & FIFTEEN) << FOUR | np.uint32(b & FIFTEEN) << EIGHT
+            row[lane] = np.uint16(nibbles | np.uint32(e & FIFTEEN) << TWELVE)
+            fifth = np.uint32(np.uint32(a >> FOUR) | np.uint32(np.uint32(b >> FOUR) << ONE_BIT))
+            fifth |= np.uint32(np.uint32(np.uint32(c >> FOUR) | np.uint32(np.uint32(e >> FOUR) << ONE_BIT)) << SIXTEEN)
+            fifths[lane] = np.uint32(fifths[lane] | np.uint32(np.uint32(fifth) << shift))
+    if n_words > BLOCK // 4 + 1:
+        for lane in range(LANES):
+            tile[1, lane], tile[2, lane] = np.uint16(fifths[lane]), np.uint16(fifths[lane] >> SIXTEEN)
+
+
+@jit
+def _shifted(value: np.float32, low: np.float32, high: np.float32) -> np.uint32:
+    """The code nearest to `value`, counted from `low`."""
+    shifted: np.uint32 = np.uint32(np.int32(code(value, low, high) - low))
+    return shifted

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .jit import jit
+from .transpose import SIDE, transpose_8x8
 
 Floats = NDArray[np.float32]
 Bits = NDArray[np.uint32]
@@ -52,38 +53,63 @@ def height(tile: Floats) -> int:
 def magnitude_bits(bits: Bits, first: int, stop: int) -> np.uint32:
     """The largest magnitude in rows [first, stop), as float32 bits: integer comparison orders infinity and NaN last."""
     largest: np.uint32 = np.uint32(0)
-    for row in range(first, stop):
-        for i in range(bits.shape[1]):
-            largest = max(largest, np.uint32(bits[row, i] & np.uint32(0x7FFFFFFF)))
+    flat = bits[first:stop].reshape(-1)  # one loop, not one a row: rows are short
+    for i in range(flat.shape[0]):
+        largest = max(largest, np.uint32(flat[i] & np.uint32(0x7FFFFFFF)))
     return largest
 
 
 @jit
 def load(blocks: Floats, first: int, tile: Floats) -> None:
     """Super-blocks from `first` on -> tile[width, lanes]; zeros after the last one."""
-    width = tile.shape[0]
-    per_super = blocks.shape[1] // width
-    count = tile.shape[1] // per_super
-    for b in range(count):
-        if first + b >= blocks.shape[0]:
-            tile[:, b::count] = ZERO
-            continue
-        for j in range(per_super):
-            for i in range(width):
-                tile[i, j * count + b] = blocks[first + b, j * width + i]
+    n, elements = blocks.shape
+    width, lanes = tile.shape
+    count = lanes * width // elements
+    source, target = blocks.reshape(-1), tile.reshape(-1)
+    for b in range(0, count, SIDE):
+        if count % SIDE == 0 and first + b + SIDE <= n:
+            _load_eight(source, (first + b) * elements, elements, target, lanes, count, b)
+        else:
+            for k in range(b, min(b + SIDE, count)):
+                if first + k < n:
+                    _load_one(source, (first + k) * elements, elements, target, lanes, count, k)
+                else:
+                    tile[:, k::count] = ZERO
 
 
 @jit
 def load_importance(importance: Floats, first: int, tile: Floats) -> None:
     """importance[super-blocks in a row, elements] repeats from row to row -> tile[width, lanes]."""
-    width = tile.shape[0]
-    per_super = importance.shape[1] // width
-    count = tile.shape[1] // per_super
-    for b in range(count):
-        source = (first + b) % importance.shape[0]
-        for j in range(per_super):
-            for i in range(width):
-                tile[i, j * count + b] = importance[source, j * width + i]
+    per_row, elements = importance.shape
+    width, lanes = tile.shape
+    count = lanes * width // elements
+    source, target = importance.reshape(-1), tile.reshape(-1)
+    for b in range(0, count, SIDE):
+        row = (first + b) % per_row
+        if count % SIDE == 0 and row + SIDE <= per_row:
+            _load_eight(source, row * elements, elements, target, lanes, count, b)
+        else:
+            for k in range(b, min(b + SIDE, count)):
+                _load_one(source, (first + k) % per_row * elements, elements, target, lanes, count, k)
+
+
+@jit
+def _load_eight(source: Floats, start: int, elements: int, target: Floats, lanes: int, count: int, b: int) -> None:
+    """Eight super-blocks from index `start` on -> the lanes of the super-blocks from `b` on."""
+    width = elements * count // lanes
+    for j in range(lanes // count):
+        for i in range(0, width, SIDE):
+            at = start + j * width + i
+            transpose_8x8(source, at, at + 4 * elements, elements, target, i * lanes + j * count + b, lanes)
+
+
+@jit
+def _load_one(source: Floats, start: int, elements: int, target: Floats, lanes: int, count: int, b: int) -> None:
+    """One super-block -> the lanes of the super-block `b`."""
+    width = elements * count // lanes
+    for j in range(lanes // count):
+        for i in range(width):
+            target[i * lanes + j * count + b] = source[start + j * width + i]
 
 
 @jit
@@ -128,40 +154,3 @@ def spread(values: Floats, result: Floats) -> None:
     for j in range(result.shape[0] // count):
         for b in range(count):
             result[j * count + b] = values[b]
-
-
-@jit
-def fit_sums(
-    x: Floats, w: Floats, inverse: Floats, low: np.float32, high: np.float32, cross: Floats, squares: Floats
-) -> None:
-    """For q = code(x * inverse): cross[lane] = sum w x q, squares[lane] = sum w q q."""
-    cross[:] = ZERO
-    squares[:] = ZERO
-    for i in range(0, x.shape[0], STEP):
-        for lane in range(x.shape[1]):
-            c, s = cross[lane], squares[lane]
-            factor = inverse[lane]
-            for k in range(STEP):
-                value = x[i + k, lane]
-                q = code(value * factor, low, high)
-                wq = w[i + k, lane] * q
-                c += wq * value
-                s += wq * q
-            cross[lane], squares[lane] = c, s
-
-
-@jit
-def exact_error(
-    x: Floats, w: Floats, step: Floats, inverse: Floats, low: np.float32, high: np.float32, error: Floats
-) -> None:
-    """error[lane] = sum w (step * q - x)^2 for q = code(x * inverse), where inverse = reciprocal(step)."""
-    error[:] = ZERO
-    for i in range(0, x.shape[0], STEP):
-        for lane in range(x.shape[1]):
-            e = error[lane]
-            size, factor = step[lane], inverse[lane]
-            for k in range(STEP):
-                value = x[i + k, lane]
-                off = size * code(value * factor, low, high) - value
-                e += w[i + k, lane] * off * off
-            error[lane] = e

@@ -36,6 +36,7 @@ class Affine(NamedTuple):
     even: float
     blend: float
     over: float
+    stretch: float
 
 
 def constants(given: reference.Affine) -> tl.constexpr:
@@ -54,6 +55,7 @@ def constants(given: reference.Affine) -> tl.constexpr:
             even=float(given.even),
             blend=float(given.blend),
             over=float(given.over),
+            stretch=float(given.stretch),
         )
     )
 
@@ -116,6 +118,12 @@ def search(x, weight, flag, block, n_blocks, FORMAT: tl.constexpr):
         tl.where(better, tried, scales),
         tl.where(better, tried_min, mins),
     )
+
+
+@triton.jit
+def stretched(scale, FORMAT: tl.constexpr):
+    """Step 4: what is stored for d or dmin. Codes follow from what it was before."""
+    return half_or(scale * FORMAT.value.stretch, scale)
 
 
 @triton.jit

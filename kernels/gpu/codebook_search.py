@@ -5,7 +5,7 @@ kept during the search: they follow from the scales, and are found once more at 
 
     candidates   the reference's nearest points of a cell, a byte a number, raised by 1 where some are negative; int32 words
     indexes      what each candidate is called in the file, int16; candidate c of a cell lies at cell * available + c in both
-    scanned, available   how many candidates step 1 and the others look at; no constants, or LLVM unrolls loops that fill the
+    scanned, nearest, wide   how many candidates steps 1, 2 and 3 look at; no constants, or LLVM unrolls loops that fill the
                  registers and take minutes to compile
 """
 
@@ -56,7 +56,8 @@ class Codebook(NamedTuple):
     added: tuple[float, ...]  # to the candidates' bytes, for each shift
     by_group: bool  # whether each group takes its own shift, or each block
     points: int
-    stretch: float
+    restored: float
+    most: float
 
 
 def constants(given: reference.Codebook) -> tl.constexpr:
@@ -80,14 +81,15 @@ def constants(given: reference.Codebook) -> tl.constexpr:
             variance=float(given.variance),
             blend=float(given.blend),
             plain=float(given.plain),
-            available=given.nearest,
+            available=given.wide,
             top_scale=float(given.top_scale),
             shifts=tuple(float(shift) for shift in given.shifts),
             offsets=tuple(float(given.offset + shift) for shift in given.shifts),
             added=tuple(float(shift) - max(0, -lowest) for shift in given.shifts),
             by_group=given.span == group,
             points=points,
-            stretch=float(given.stretch),
+            restored=float(given.restored),
+            most=float(given.most),
         )
     )
 
@@ -95,7 +97,7 @@ def constants(given: reference.Codebook) -> tl.constexpr:
 @cache
 def tables(book: reference.Codebook, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """`candidates` int32[cells * available * group / 4] and `indexes` int16[cells * available] on `device`."""
-    indexes, values = reference.neighbours(book.name, book.nearest)
+    indexes, values = reference.neighbours(book.name, book.wide)
     raised = values.transpose(0, 2, 1) + max(0, -grids.LEVELS[book.name][0])
     candidates = np.ascontiguousarray(raised.astype(np.uint8)).view("<i4").reshape(-1)
     return torch.from_numpy(candidates).to(device), torch.from_numpy(indexes.view(np.int16).reshape(-1)).to(device)
@@ -103,7 +105,7 @@ def tables(book: reference.Codebook, device: torch.device) -> tuple[torch.Tensor
 
 def parameters(word: str) -> dict[str, str]:
     """`Launch.types` of an encoder without importance, whose blocks are seen as integers behind a `word` pointer."""
-    known = {"scanned": "i32", "available": "i32", "candidates": "*i32", "indexes": "*i16"}
+    known = {"scanned": "i32", "nearest": "i32", "wide": "i32", "candidates": "*i32", "indexes": "*i16"}
     return {"rows": "rows", "packed": word, "flag": "*i64", "n_blocks": "i64", **known}
 
 
@@ -199,8 +201,8 @@ def _least_loss(x, weight, start: tl.constexpr):
 
 
 @triton.jit
-def search(x, a, weight, scanned, available, candidates, flag, block, n_blocks, FORMAT: tl.constexpr):
-    """Steps 1 to 3 -> d and the integer scale of each block. `block` counts blocks, of which J neighbours share d."""
+def search(x, a, weight, scanned, nearest, candidates, flag, block, n_blocks, FORMAT: tl.constexpr):
+    """Steps 1 and 2 -> d fitted to their points and the integer scale of each block. `block` counts blocks, of which J neighbours share d."""
     J: tl.constexpr = FORMAT.value.blocks
     LOG: tl.constexpr = FORMAT.value.log_blocks
     SPAN: tl.constexpr = (2 * FORMAT.value.top_scale + 1) * FORMAT.value.unit
@@ -212,18 +214,9 @@ def search(x, a, weight, scanned, available, candidates, flag, block, n_blocks, 
     flag_blocks(flag, block // J, inside & ~finite, inside & out_of_range(low, high), inside & overflow)
 
     value = 0.5 * (step * reciprocal(d * FORMAT.value.unit) - 1.0)
-    nearest = value.to(tl.int32).to(tl.float32)
-    nearest = tl.where(nearest > value, nearest - 1.0, nearest)
-    scales, error, fitted = _round_scales(a, weight, nearest, d, TRIED, available, candidates, FORMAT)
-    again, again_error, _ = _round_scales(a, weight, scales, fitted, 1, available, candidates, FORMAT)
-    better = again_error < error
-    return tl.where(better, fitted, d), tl.where(better, again, scales)
-
-
-@triton.jit
-def stretched(d, FORMAT: tl.constexpr):
-    """Step 4: what is stored for d."""
-    return half_or(d * FORMAT.value.stretch, d)
+    below = value.to(tl.int32).to(tl.float32)
+    below = tl.where(below > value, below - 1.0, below)
+    return _round_scales(a, weight, below, d, nearest, candidates, FORMAT)
 
 
 @triton.jit
@@ -245,37 +238,52 @@ def _fit_blocks(a, weight, largest, scanned, candidates, FORMAT: tl.constexpr):
 
 
 @triton.jit
-def _round_scales(a, weight, nearest, d, COUNT: tl.constexpr, available, candidates, FORMAT: tl.constexpr):
-    """Step 2 or 3 -> (integer scales, the super-block's error, the d that would suit its points better)."""
-    LOG: tl.constexpr = FORMAT.value.log_blocks
+def _round_scales(a, weight, below, d, count, candidates, FORMAT: tl.constexpr):
+    """Step 2 -> (the d that would suit their points better, integer scales)."""
     unit = d * FORMAT.value.unit
     least = tl.full(d.shape, float("inf"), tl.float32)
     scales = tl.zeros_like(d)
     best_cross, best_square = scales, scales
-    for k in tl.range(0, COUNT, disable_licm=True):
-        scale = tl.minimum(tl.maximum(nearest + k, 0.0), FORMAT.value.top_scale)
+    for k in tl.range(0, TRIED, disable_licm=True):
+        scale = tl.minimum(tl.maximum(below + k, 0.0), FORMAT.value.top_scale)
         step = unit * (2.0 * scale + 1.0)
-        cross, square, _ = match(a, weight, step, reciprocal(step), available, candidates, FORMAT)
+        cross, square, _ = match(a, weight, step, reciprocal(step), count, candidates, FORMAT)
         error = step * (step * square - (cross + cross))
         better = error < least
         least = tl.where(better, error, least)
         scales = tl.where(better, scale, scales)
         best_cross, best_square = tl.where(better, cross, best_cross), tl.where(better, square, best_square)
-    factor = (2.0 * scales + 1.0) * FORMAT.value.unit
-    fitted = sum_in_order(factor * best_cross, LOG) * reciprocal(sum_in_order(factor * factor * best_square, LOG))
-    return scales, sum_in_order(least, LOG), half_or(tl.where(fitted > 0, fitted, d), d)
+    cross, square = _sum_super(scales, best_cross, best_square, FORMAT)
+    fitted = cross * reciprocal(square)
+    return half_or(tl.where(fitted > 0, fitted, d), d), scales
 
 
 @triton.jit
-def points(a, weight, d, scales, available, candidates, indexes, FORMAT: tl.constexpr):
-    """The index of each group's point under the chosen scales; `FORMAT.points` more with the second shift."""
+def _sum_super(scales, cross, square, FORMAT: tl.constexpr):
+    """Of blocks -> of super-blocks, in units of d."""
+    factor = (2.0 * scales + 1.0) * FORMAT.value.unit
+    LOG: tl.constexpr = FORMAT.value.log_blocks
+    return sum_in_order(factor * cross, LOG), sum_in_order(factor * factor * square, LOG)
+
+
+@triton.jit
+def points(a, weight, d, scales, wide, candidates, indexes, FORMAT: tl.constexpr):
+    """Steps 3 and 4 -> d as it is stored, and the index of each group's point; `FORMAT.points` more with the second shift."""
     step = d * FORMAT.value.unit * (2.0 * scales + 1.0)
-    _, _, places = match(a, weight, step, reciprocal(step), available, candidates, FORMAT)
+    cross, square, places = match(a, weight, step, reciprocal(step), wide, candidates, FORMAT)
     found = ()
     for g in tl.static_range(0, len(places)):
         index = tl.load(indexes + (places[g] & 0xFFFFFF)).to(tl.int32)
         found += (index + (places[g] >> 24) * FORMAT.value.points,)
-    return found
+    cross, square = _sum_super(scales, cross, square, FORMAT)
+    whole = tl.zeros_like(d)
+    for i in tl.static_range(0, len(a)):
+        whole += weight[i] * a[i] * a[i]
+    whole = sum_in_order(whole, FORMAT.value.log_blocks)
+    fitted = cross * reciprocal(square)
+    missing = tl.maximum(whole * reciprocal(cross) - fitted, 0.0)
+    more = fitted + tl.minimum(FORMAT.value.restored * missing, FORMAT.value.most * fitted)
+    return half_or(tl.where(fitted > 0, more, d), d), found
 
 
 @triton.jit

@@ -30,7 +30,6 @@ from .codebook_search import (
     points,
     search,
     split_signs,
-    stretched,
     tables,
 )
 from .search import columns, load_block
@@ -40,19 +39,30 @@ DTYPE = IQ2_S
 FORMAT = constants(reference.BOOK)
 
 
-@triton.jit(do_not_specialize=["n_blocks", "scanned", "available"])
-def _encode(rows, packed, flag, n_blocks, scanned, available, candidates, indexes, BLOCKS: tl.constexpr):
+@triton.jit(do_not_specialize=["n_blocks", "scanned", "nearest", "wide"])
+def _encode(rows, packed, flag, n_blocks, scanned, nearest, wide, candidates, indexes, BLOCKS: tl.constexpr):
     block = tl.program_id(0).to(tl.int64) * (BLOCKS * 16) + tl.arange(0, BLOCKS * 16)
     inside = block < n_blocks * 16
     mean, _ = moments(rows, block, inside, False, FORMAT)
     x = load_block(rows + block * 16, inside, 16, 4)
     weight = plain_weights(x, mean, FORMAT)
-    _search(x, weight, packed, flag, block, n_blocks, scanned, available, candidates, indexes)
+    _search(x, weight, packed, flag, block, n_blocks, scanned, nearest, wide, candidates, indexes)
 
 
-@triton.jit(do_not_specialize=["n_blocks", "scanned", "available", "row_blocks"])
+@triton.jit(do_not_specialize=["n_blocks", "scanned", "nearest", "wide", "row_blocks"])
 def _encode_weighted(
-    rows, packed, flag, n_blocks, scanned, available, candidates, indexes, importance, row_blocks, BLOCKS: tl.constexpr
+    rows,
+    packed,
+    flag,
+    n_blocks,
+    scanned,
+    nearest,
+    wide,
+    candidates,
+    indexes,
+    importance,
+    row_blocks,
+    BLOCKS: tl.constexpr,
 ):
     block = tl.program_id(0).to(tl.int64) * (BLOCKS * 16) + tl.arange(0, BLOCKS * 16)
     inside = block < n_blocks * 16
@@ -60,18 +70,19 @@ def _encode_weighted(
     x = load_block(rows + block * 16, inside, 16, 4)
     given = load_block(importance + block % (row_blocks * 16) * 16, inside, 16, 4)
     weight = importance_weights(x, given, mean, fourth, FORMAT)
-    _search(x, weight, packed, flag, block, n_blocks, scanned, available, candidates, indexes)
+    _search(x, weight, packed, flag, block, n_blocks, scanned, nearest, wide, candidates, indexes)
 
 
 @triton.jit
-def _search(x, weight, packed, flag, block, n_blocks, scanned, available, candidates, indexes):
+def _search(x, weight, packed, flag, block, n_blocks, scanned, nearest, wide, candidates, indexes):
     S: tl.constexpr = block.shape[0] // 16
     a, signs = split_signs(x, weight, FORMAT)
-    d, scales = search(x, a, weight, scanned, available, candidates, flag, block, n_blocks, FORMAT)
-    point = tl.reshape(columns(points(a, weight, d, scales, available, candidates, indexes, FORMAT), 1), (S, 32))
+    d, scales = search(x, a, weight, scanned, nearest, candidates, flag, block, n_blocks, FORMAT)
+    d, point = points(a, weight, d, scales, wide, candidates, indexes, FORMAT)
+    point = tl.reshape(columns(point, 1), (S, 32))
     signs = tl.reshape(columns(signs, 1), (S, 32))
     scale = tl.reshape(scales.to(tl.int32), (S, 16))
-    half = tl.max(tl.reshape(half_bits(stretched(d, FORMAT)), (S, 16)), axis=1)
+    half = tl.max(tl.reshape(half_bits(d), (S, 16)), axis=1)
     first = tl.min(tl.reshape(block // 16, (S, 16)), axis=1)
     inside = (first < n_blocks)[:, None]
     start = packed + (first * 41)[:, None]
@@ -116,7 +127,7 @@ def encode(rows: torch.Tensor, importance: torch.Tensor | None = None) -> torch.
 
     `importance` is float32[columns] or None. NonFiniteError, ScaleOverflowError; InputError for a bad importance.
     """
-    known = (reference.BOOK.scanned, reference.BOOK.nearest, *tables(reference.BOOK, rows.device))
+    known = (reference.BOOK.scanned, reference.BOOK.nearest, reference.BOOK.wide, *tables(reference.BOOK, rows.device))
     if importance is None:
         return launch.encode(ENCODE, DTYPE, rows, *known)
     relative = launch.importance_of(rows, importance)

@@ -20,7 +20,7 @@ import triton.language as tl
 from ...dtypes import Q2_K
 from ..reference import q2_k as reference
 from . import launch
-from .affine import code, constants, importance_weights, plain_weights, search
+from .affine import code, constants, importance_weights, plain_weights, search, stretched
 from .blocks import half_bits
 from .search import columns, load_block
 from .super_block import half_value, store_weights
@@ -34,7 +34,7 @@ def _encode(rows, packed, flag, n_blocks, BLOCKS: tl.constexpr):
     block = tl.program_id(0).to(tl.int64) * (BLOCKS * 16) + tl.arange(0, BLOCKS * 16)
     x = load_block(rows + block * 16, block < n_blocks * 16, 16, 4)
     d, dmin, scales, mins = search(x, plain_weights(x, PLAIN), flag, block, n_blocks, PLAIN)
-    _store(packed, block, n_blocks, x, d, dmin, scales, mins)
+    _store(packed, block, n_blocks, x, d, dmin, scales, mins, PLAIN)
 
 
 @triton.jit(do_not_specialize=["n_blocks", "row_blocks"])
@@ -44,14 +44,14 @@ def _encode_weighted(rows, packed, flag, n_blocks, importance, row_blocks, BLOCK
     x = load_block(rows + block * 16, inside, 16, 4)
     given = load_block(importance + block % (row_blocks * 16) * 16, inside, 16, 4)
     d, dmin, scales, mins = search(x, importance_weights(x, given, WEIGHTED), flag, block, n_blocks, WEIGHTED)
-    _store(packed, block, n_blocks, x, d, dmin, scales, mins)
+    _store(packed, block, n_blocks, x, d, dmin, scales, mins, WEIGHTED)
 
 
 @triton.jit
-def _store(packed, block, n_blocks, x, d, dmin, scales, mins):
+def _store(packed, block, n_blocks, x, d, dmin, scales, mins, FORMAT: tl.constexpr):
     """Codes by the chosen scales, packed. Block 8 r + 2 k + h holds codes 128 r + 32 k + 16 h and up."""
     S: tl.constexpr = block.shape[0] // 16
-    q = code(x, d, dmin, scales, mins, PLAIN)
+    q = code(x, d, dmin, scales, mins, FORMAT)
     words = ()
     for i in tl.static_range(0, 16, 4):
         words += (q[i] | (q[i + 1] << 8) | (q[i + 2] << 16) | (q[i + 3] << 24),)
@@ -64,6 +64,7 @@ def _store(packed, block, n_blocks, x, d, dmin, scales, mins):
     tl.store(start + 4 + tl.arange(0, 16)[None, :], tl.reshape(runs, (S, 16)), mask=inside[:, None])
     byte = tl.reshape(scales.to(tl.int32) | (mins.to(tl.int32) << 4), (S, 4, 4)) << (tl.arange(0, 4)[None, None, :] * 8)
     tl.store(start + tl.arange(0, 4)[None, :], tl.xor_sum(byte, axis=2), mask=inside[:, None])
+    d, dmin = stretched(d, FORMAT), stretched(dmin, FORMAT)
     halves = (half_bits(d).to(tl.int32) & 0xFFFF) | (half_bits(dmin).to(tl.int32) << 16)
     tl.store(packed + first * 21 + 20, tl.max(tl.reshape(halves, (S, 16)), axis=1), mask=inside)
 

@@ -45,6 +45,7 @@ N_GRID, N_EDGES, N_NEIGHBOURS = (
     tl.constexpr(len(grid)) for grid in (reference.GRID, reference.EDGES, reference.NEIGHBOURS)
 )
 BLEND = tl.constexpr(float(reference.BLEND))
+STRETCH = tl.constexpr(float(reference.AFFINE.stretch))
 
 
 @triton.jit(do_not_specialize=["n_blocks"])
@@ -227,6 +228,7 @@ def _store(packed, super_block, n_blocks, x, d, dmin, scales, mins):
     inside = (first < n_blocks)[:, None, None]
     tl.store(packed + (first * 36 + 4)[:, None, None] + run, tl.reshape(low | (high << 4), (S, 4, 8)), mask=inside)
 
+    d, dmin = half_or(d * STRETCH, d), half_or(dmin * STRETCH, dmin)
     halves = (half_bits(d).to(tl.int32) & 0xFFFF) | (half_bits(dmin).to(tl.int32) << 16)
     scale, minimum, halves = (
         tl.reshape(scales.to(tl.int32), (S, 8)),

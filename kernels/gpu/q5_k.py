@@ -20,7 +20,7 @@ import triton.language as tl
 from ...dtypes import Q5_K
 from ..reference import q5_k as reference
 from . import launch
-from .affine import code, constants, importance_weights, plain_weights, search
+from .affine import code, constants, importance_weights, plain_weights, search, stretched
 from .blocks import half_bits
 from .scales6 import load_scales, scale_words
 from .search import columns, load_block
@@ -67,6 +67,7 @@ def _store(packed, block, n_blocks, x, d, dmin, scales, mins):
     even, odd = tl.split(tl.permute(tl.reshape(both & 0x0F0F0F0F, (S * 4, 2, 8)), (0, 2, 1)))
     nibbles = tl.reshape(even | (odd << 4), (S, 32))
     tl.store(start + 12 + tl.arange(0, 32)[None, :], nibbles, mask=inside[:, None])
+    d, dmin = stretched(d, FORMAT), stretched(dmin, FORMAT)
     halves = (half_bits(d).to(tl.int32) & 0xFFFF) | (half_bits(dmin).to(tl.int32) << 16)
     low, high, rest = scale_words(tl.reshape(scales, (S, 8)), tl.reshape(mins, (S, 8)))
     head = (tl.max(tl.reshape(halves, (S, 8)), axis=1), low, high, rest)

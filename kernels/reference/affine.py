@@ -9,6 +9,8 @@ It minimises sum(w * (decoded - x)^2):
        neighbours, each with the min that fits its codes, are tried exactly
     3. d and dmin are fitted to all codes of the super-block, step 2 again under them, with neighbours of its own; kept where
        the error is less
+    4. what is stored is d and dmin times `stretch`: least squares makes every weight a little too small, and that adds up from
+       layer to layer where noise does not (docs/quality.md)
 
 The weights are ggml's, with importance made a little more even:
 
@@ -18,7 +20,7 @@ The weights are ggml's, with importance made a little more even:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -45,6 +47,7 @@ class Affine(NamedTuple):
     blend: np.float32
     over: np.float32
     highest: np.float32  # low end that can be stored
+    stretch: np.float32 = ONE
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,13 @@ def search(affine: Affine, rows: Rows, importance: Rows | None) -> Found:
     refuse_scales(np.maximum(d, dmin), rows.shape[1], ELEMENTS)
     first = _round_scales(affine, affine.neighbours, x, weights, sums, scale, low, half_scale(d), half_scale(dmin))
     second = _round_scales(affine, affine.again, x, weights, sums, scale, low, *_fit_super(weights, sums, first))
-    return _less(second, first)
+    best = _less(second, first)
+    return replace(best, d=stretched(affine, best.d), dmin=stretched(affine, best.dmin))
+
+
+def stretched(affine: Affine, scale: Floats) -> Floats:
+    """Step 4: fp16 numbers, each as it was where the stretched one is too large for fp16."""
+    return half_scale_or(scale * affine.stretch, scale)
 
 
 def _plain_weights(affine: Affine, x: Floats) -> Floats:

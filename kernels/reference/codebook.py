@@ -11,13 +11,18 @@
        one. What is left to match is a = |x|, negative for those. IQ1's points have signs of their own: a = x.
     1. each block alone: for each target t, step = max|a| / t -> points -> fitted step and gain; the largest gain wins
     2. d = fp16(the largest step / (largest factor * unit)); per block the scales below and above its step are tried exactly
-    3. d is fitted to all points of the super-block, and the points are matched under it; kept where the error is less
-    4. what is stored is d * stretch: a least-squares fit makes every weight a little too small, and that adds up from layer
-       to layer where noise does not. Larger ones would suit the models measured better (docs/quality.md); these
-       keep the error at or below ggml's
+    3. d is fitted to all points of the super-block, and the points are matched once more under it, among more candidates
+    4. d is fitted to those, then raised: least squares makes every weight a little too small, and that adds up from layer
+       to layer where noise does not (docs/quality.md). With fitted = cross / squares and whole = sum(w a a) / cross, under
+       which no part of the weights is missing,
+
+           d = fitted + min(restored * (whole - fitted), most * fitted)
+
+       so that a super-block whose points fit well is left as it is. Both constants are as large as leaves the error at or
+       below ggml's
 
 The point for a group: every number rounds to a level of its own, which makes a cell; of the points nearest to the
-cell's middle (`neighbours`) the one of least weighted error wins: of `scanned` in step 1, of `nearest` from there on.
+cell's middle (`neighbours`) the one of least weighted error wins: of `scanned` in step 1, of `nearest` in step 2, of `wide` in step 3.
 Each shift has cells and points of its own; a span takes the shift of less error.
 
     error + sum(w a a) = step * (step * squares - 2 * cross),   cross = sum(w a g),   squares = sum(w g g)
@@ -41,7 +46,7 @@ from .search import ONE, ZERO, Floats, codes, half_scale, half_scale_or, recipro
 
 WIDTH, TWO, HALF = 256, np.float32(2), np.float32(0.5)
 NORMAL = np.float32(3 * WIDTH)
-TRIED, AGAIN = (ZERO, ONE), (ZERO,)
+TRIED = (ZERO, ONE)
 
 
 @dataclass(frozen=True)
@@ -49,8 +54,9 @@ class Codebook:
     """One type's shape and the search's constants.
 
     level of a number in units of the step = round(number * slope - offset); targets: where a block's largest weight lands;
-    nearest, scanned: candidates for a group; top_scale: the largest integer scale; shifts: added to points, the one that
-    matches best for every `span` weights; stretch: of the final d
+    scanned, nearest, wide: candidates for a group; top_scale: the largest integer scale; shifts: added to points, the one
+    that matches best for every `span` weights; restored: how much of what the fit takes from the weights d gives back;
+    most: what it may add to d
     """
 
     name: str
@@ -63,12 +69,14 @@ class Codebook:
     variance: np.float32
     blend: np.float32
     plain: np.float32
-    nearest: int = 8
+    restored: np.float32
+    most: np.float32
     scanned: int = 8
+    nearest: int = 8
+    wide: int = 16
     top_scale: int = 15
     shifts: tuple[np.float32, ...] = (ZERO,)
     span: int = 8
-    stretch: np.float32 = ONE
 
 
 @dataclass(frozen=True)
@@ -123,18 +131,29 @@ def search(book: Codebook, rows: Rows, importance: Rows | None) -> Coded:
     step = _fit_blocks(book, a, weights)
     d = step.max(axis=1) / (np.float32(2 * book.top_scale + 1) * book.unit)
     refuse_scales(d, columns, WIDTH)
-    nearest = HALF * (step * reciprocal(half_scale(d) * book.unit)[:, None] - ONE)
-    found = _round_scales(book, a, weights, np.floor(nearest), half_scale(d), TRIED)
-    again = _round_scales(book, a, weights, found.scales, found.fitted, AGAIN)
-    better = again.error < found.error
-    indexes = np.where(better[:, None], again.points, found.points)
-    scales = np.where(better[:, None], again.scales, found.scales).astype(np.uint8)
-    return Coded(stretched(book, np.where(better, again.d, found.d)), scales, indexes, signs)
+    d = half_scale(d)
+    nearest = HALF * (step * reciprocal(d * book.unit)[:, None] - ONE)
+    scales, fitted = _round_scales(book, a, weights, np.floor(nearest), d)
+    d = half_scale_or(np.where(fitted > ZERO, fitted, d), d)
+    step = (d * book.unit)[:, None] * (TWO * scales + ONE)
+    cross, squares, indexes = _match(book, book.wide, a, weights, step, reciprocal(step))
+    cross, squares = _sum_super(book, scales, cross, squares)
+    d = raised(book, d, cross, squares, total(total(weights * a * a)))
+    return Coded(d, scales.astype(np.uint8), indexes.reshape(len(x), WIDTH // points(book.name).shape[1]), signs)
 
 
-def stretched(book: Codebook, d: Floats) -> Floats:
-    """Step 4: fp16 numbers [super-blocks], each the fitted one where the stretched one is too large for fp16."""
-    return half_scale_or(d * book.stretch, d)
+def _sum_super(book: Codebook, scales: Floats, cross: Floats, squares: Floats) -> tuple[Floats, Floats]:
+    """Of blocks -> of super-blocks, in units of d."""
+    factor = (TWO * scales + ONE) * book.unit
+    return total(factor * cross), total(factor * factor * squares)
+
+
+def raised(book: Codebook, d: Floats, cross: Floats, squares: Floats, whole: Floats) -> Floats:
+    """Step 4: fp16 numbers [super-blocks], `d` where nothing can be fitted; `whole` is sum(w a a)."""
+    fitted = cross * reciprocal(squares)
+    missing = np.maximum(whole * reciprocal(cross) - fitted, ZERO)
+    more = fitted + np.minimum(book.restored * missing, book.most * fitted)
+    return half_scale_or(np.where(fitted > ZERO, more, d), d)
 
 
 def _weights(book: Codebook, rows: Rows, x: Floats, importance: Rows | None) -> Floats:
@@ -189,7 +208,7 @@ def _match_shifted(
     book: Codebook, count: int, shift: np.float32, a: Floats, weights: Floats, step: Floats, inverse: Floats
 ) -> tuple[Floats, Floats, Floats, Floats]:
     """Error, cross, squares and index of the best point of each group, [..., blocks, groups]."""
-    indexes, values = neighbours(book.name, book.nearest)
+    indexes, values = neighbours(book.name, book.wide)
     levels, group = len(LEVELS[book.name]), values.shape[1]
     shape = (*step.shape, book.block // group, group)
     scaled = a * (inverse * book.slope)[..., None] - (book.offset + shift)
@@ -219,37 +238,18 @@ def _fit_blocks(book: Codebook, a: Floats, weights: Floats) -> Floats:
     return step
 
 
-@dataclass(frozen=True)
-class _Found:
-    """One solution, and the d that would suit its points better."""
-
-    error: Floats
-    d: Floats
-    scales: Floats
-    points: NDArray[np.uint16]
-    fitted: Floats
-
-
-def _round_scales(
-    book: Codebook, a: Floats, weights: Floats, nearest: Floats, d: Floats, offsets: tuple[np.float32, ...]
-) -> _Found:
-    """Step 2: the scale of each block under `d`, by the exact error of `nearest` and its neighbours."""
-    n, blocks = nearest.shape
+def _round_scales(book: Codebook, a: Floats, weights: Floats, nearest: Floats, d: Floats) -> tuple[Floats, Floats]:
+    """Step 2: the scale of each block under `d`, by the exact error; and the d that would suit their points better."""
     best, scales = np.full_like(nearest, np.inf), np.zeros_like(nearest)
     cross, squares = np.zeros_like(nearest), np.zeros_like(nearest)
-    groups = book.block // points(book.name).shape[1]
-    indexes = np.zeros((n, blocks, groups), np.uint16)
     unit = d * book.unit
-    for k in offsets:
+    for k in TRIED:
         scale = np.minimum(np.maximum(nearest + k, ZERO), np.float32(book.top_scale))
         step = unit[:, None] * (TWO * scale + ONE)
-        c, s, tried = _match(book, book.nearest, a, weights, step, reciprocal(step))
+        c, s, _ = _match(book, book.nearest, a, weights, step, reciprocal(step))
         error = step * (step * s - (c + c))
         better = error < best
         best, scales = np.where(better, error, best), np.where(better, scale, scales)
         cross, squares = np.where(better, c, cross), np.where(better, s, squares)
-        indexes = np.where(better[..., None], tried, indexes)
-    factor = (TWO * scales + ONE) * book.unit
-    fitted = total(factor * cross) * reciprocal(total(factor * factor * squares))
-    fitted = half_scale_or(np.where(fitted > ZERO, fitted, d), d)
-    return _Found(total(best), d, scales, indexes.reshape(n, blocks * groups), fitted)
+    cross, squares = _sum_super(book, scales, cross, squares)
+    return scales, cross * reciprocal(squares)

@@ -22,7 +22,7 @@ from .search import ONE, bytes_half, half_bytes
 __all__ = ["BOOK", "DELTA", "DTYPE", "SHIFTED", "TARGETS", "decode", "encode", "pack"]
 
 DELTA = np.float32(0.125)
-TARGETS = tuple(np.float32(t) for t in (1, 1.75, 3))  # steps in a block's largest weight
+TARGETS = tuple(np.float32(t) for t in (1, 1.4, 2, 3))  # steps in a block's largest weight
 SHIFTED = np.uint16(2048)  # set in the index of a point that goes with the second shift
 BOOK = Codebook(
     name="IQ1_S",
@@ -32,12 +32,13 @@ BOOK = Codebook(
     slope=ONE,
     offset=-ONE,
     targets=TARGETS,
-    variance=np.float32(2),
-    blend=np.float32(0.3),
+    variance=np.float32(6),
+    blend=np.float32(0.15),
     plain=np.float32(0.5),
-    stretch=np.float32(1.08),
-    nearest=6,
-    scanned=2,
+    restored=np.float32(0.8),
+    most=np.float32(0.15),
+    nearest=4,
+    scanned=4,
     top_scale=7,
     shifts=(DELTA, -DELTA),
     span=32,

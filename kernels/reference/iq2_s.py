@@ -28,11 +28,12 @@ BOOK = Codebook(
     even=False,
     slope=np.float32(1 / 17.5),
     offset=np.float32(8 / 17.5),
-    targets=targets("IQ2_S", 0.65, 1.25, 4),
-    variance=np.float32(2),
-    blend=np.float32(0.2),
+    targets=targets("IQ2_S", 0.65, 1.25, 6),
+    variance=np.float32(4),
+    blend=np.float32(0.4),
     plain=np.float32(0.5),
-    stretch=np.float32(1.01),
+    restored=np.float32(0.8),
+    most=np.float32(0.055),
     scanned=4,
 )
 

@@ -26,11 +26,12 @@ BOOK = Codebook(
     even=True,
     slope=np.float32(1 / 17.5),
     offset=np.float32(8 / 17.5),
-    targets=targets("IQ2_XS", 0.65, 1.25, 4),
-    variance=np.float32(1),
-    blend=np.float32(0.15),
+    targets=targets("IQ2_XS", 0.6, 1.3, 5),
+    variance=np.float32(2.5),
+    blend=np.float32(0.2),
     plain=np.float32(0.5),
-    stretch=np.float32(1.04),
+    restored=np.float32(0.9),
+    most=np.float32(0.06),
 )
 
 

@@ -27,10 +27,11 @@ BOOK = Codebook(
     slope=np.float32(1 / 17.5),
     offset=np.float32(8 / 17.5),
     targets=targets("IQ2_XXS", 0.65, 1.25, 4),
-    variance=np.float32(1),
-    blend=np.float32(0.15),
+    variance=np.float32(2.5),
+    blend=np.float32(0.2),
     plain=np.float32(0.5),
-    stretch=np.float32(1.025),
+    restored=np.float32(0.7),
+    most=np.float32(0.055),
 )
 
 

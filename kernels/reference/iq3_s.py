@@ -31,7 +31,8 @@ BOOK = Codebook(
     variance=np.float32(2),
     blend=np.float32(0.25),
     plain=np.float32(0.2),
-    stretch=np.float32(1.02),
+    restored=np.float32(1),
+    most=np.float32(0.04),
     scanned=4,
 )
 

@@ -26,11 +26,12 @@ BOOK = Codebook(
     even=True,
     slope=np.float32(0.125),
     offset=np.float32(0.5),
-    targets=targets("IQ3_XXS", 0.82, 1.08, 3),
+    targets=targets("IQ3_XXS", 0.75, 1.15, 6),
     variance=np.float32(2),
     blend=np.float32(0.3),
     plain=np.float32(0.3),
-    stretch=np.float32(1.01),
+    restored=np.float32(0.9),
+    most=np.float32(0.02),
 )
 
 

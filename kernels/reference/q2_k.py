@@ -43,8 +43,9 @@ WEIGHTED = Affine(
     blend=BLEND,
     over=np.float32(256),
     highest=np.float32(0),
+    stretch=np.float32(1.013),
 )
-PLAIN = WEIGHTED._replace(grid=np.array(GRID_PLAIN))
+PLAIN = WEIGHTED._replace(grid=np.array(GRID_PLAIN), stretch=np.float32(1.018))
 
 
 def encode(rows: Rows, importance: Rows | None = None) -> Packed:

@@ -40,6 +40,7 @@ AFFINE = Affine(
     blend=BLEND,
     over=np.float32(128),
     highest=np.float32(0),
+    stretch=np.float32(1.003),
 )
 
 

@@ -200,3 +200,12 @@ def test_the_picks_in_the_documentation_are_the_picks(llama_65b: Path, card: int
     else:
         sizes = [f"{nbytes / GIB:.2f} GiB" for nbytes in (pick.file_nbytes, pick.total_nbytes)]
         assert [scheme, file, total] == [pick.scheme, *sizes]
+
+
+def test_where_nothing_fits_a_scheme_that_waits_for_importance_is_named(llama_65b: Path) -> None:
+    found = fit(llama_65b, 20 * GIB, 128)
+    assert found.pick is None
+    waiting = found.why_none().split("with which ")[1].split(" fits")[0]
+    sizes = {choice.scheme: choice for choice in found.choices}
+    assert sizes[waiting].fits and sizes[waiting].reason == "needs --imatrix"
+    assert "imatrix" not in fit(llama_65b, GIB, 128).why_none()
