@@ -84,8 +84,8 @@ def with_adapter(base: Model, adapter: Adapter) -> Model:
     if tied and HEAD in (f"{module}.weight" for module in adapter.changes):
         raise ModelError(
             f"{adapter.path}: changes the head, which is the embedding in this model: merged, the embedding would change too "
-            "(as peft's merge_and_unload does) and the model would not be the adapted one: give the base a head of its own first "
-            "(lm_head.weight, and tie_word_embeddings false)"
+            "(as peft's merge_and_unload does) and the model would not be the adapted one: give the base a head of its own "
+            "first (lm_head.weight, and tie_word_embeddings false)"
         )
     apart = (name for name in adapter.replacements if name.removesuffix(".weight") not in adapter.changes)
     embedding = _embedding_name(base)

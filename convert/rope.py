@@ -31,6 +31,7 @@ FACTOR_LISTS = ("long_factor", "short_factor")  # longrope: a divisor for each p
 ORIGINAL = "original_max_position_embeddings"
 
 _KINDS = {"full_attention": "rope_theta", "sliding_attention": "rope_local_base_freq"}
+_BESIDE = ("rope_theta", "partial_rotary_factor")  # of a model whatever its scaling
 _WANTED = {"llama3": LLAMA3_KEYS, "longrope": ()}  # of all others the factor
 _MAY = {
     "yarn": (ORIGINAL, "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"),
@@ -52,26 +53,31 @@ def flatten_rope(config: dict[str, Any], kinds: bool, where: str) -> dict[str, A
                 raise ModelError(f"{where}: rope_parameters is {quoted(rope)}, wanted one set of them for all layers")
             _merge(config, _KINDS[kind], one.get("rope_theta"), where)
             if kind == "full_attention":
-                config.setdefault("partial_rotary_factor", one.get("partial_rotary_factor"))
                 if _type(one) not in (None, "default"):
-                    config.setdefault("rope_scaling", {key: value for key, value in one.items() if key != "rope_theta"})
+                    config.setdefault("rope_scaling", one)
+                config.setdefault("partial_rotary_factor", one.get("partial_rotary_factor"))
             elif _type(one) not in (None, "default"):
                 raise ModelError(
                     f"{where}: rope_parameters of sliding layers are scaled: smelt does not know such a model"
                 )
+    scaling = config.get("rope_scaling")
+    if isinstance(scaling, dict):
+        for key in _BESIDE:  # transformers 5 looks there first
+            _merge(config, key, scaling.get(key), where)
+        bare = {key: value for key, value in scaling.items() if key not in _BESIDE}
+        config["rope_scaling"] = None if _type(scaling) == "default" else bare
     if config.get("partial_rotary_factor") is None:
         config.pop("partial_rotary_factor", None)
-    scaling = config.get("rope_scaling")
-    if isinstance(scaling, dict) and _type(scaling) == "default":
-        config["rope_scaling"] = None
     return config
 
 
 def _merge(config: dict[str, Any], key: str, value: Any, where: str) -> None:
+    if value is None:
+        return  # the class's own, if the config has none either
     if config.get(key) is None:
         config[key] = value
-    elif value not in (None, config[key]):
-        raise ModelError(f"{where}: {key} is {quoted(config[key])}, in rope_parameters {quoted(value)}")
+    elif value != config[key]:
+        raise ModelError(f"{where}: {key} is {quoted(config[key])}, among the rotary parameters {quoted(value)}")
 
 
 def _type(scaling: Mapping[str, Any]) -> Any:

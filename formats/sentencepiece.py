@@ -277,7 +277,7 @@ def encode_model(model: SentencePieceModel) -> bytes:
 def _pieces(pieces: tuple[Piece, ...]) -> bytes:
     """Field 1 for each piece: text, score, and the type where it is not normal."""
     scores = struct.pack(f"<{len(pieces)}f", *(score for _, score, _ in pieces))
-    fields = []
+    fields: list[bytes] = []
     for i, (text, _, type_) in enumerate(pieces):
         raw, score = text.encode(), scores[4 * i : 4 * i + 4]
         kind = b"" if type_ == NORMAL else b"\x18" + _encode_varint(type_)

@@ -75,7 +75,7 @@ def _row(words: Words, keys: Words) -> np.uint64:
     columns = words.shape[0]
     pairs, half = columns // 2, (columns + 1) // 2
     a, b, key_a, key_b = words[:pairs], words[half:], keys[:pairs], keys[half:columns]
-    total = np.uint64(0)
+    total: np.uint64 = np.uint64(0)
     for j in range(pairs):
         total += np.uint64(np.uint32(a[j] + key_a[j])) * np.uint64(np.uint32(b[j] + key_b[j]))
     if pairs < half:
@@ -95,7 +95,7 @@ def _largest(words: Words, before: np.uint32) -> np.uint32:
 @jit
 def _word_rows(words: Words, keys: Words, rows: Longs) -> np.uint32:
     """Fills `rows`; answers with the largest magnitude of all."""
-    largest = np.uint32(0)
+    largest: np.uint32 = np.uint32(0)
     for i in range(words.shape[0]):
         rows[i], largest = _row(words[i], keys), _largest(words[i], largest)
     return largest
@@ -104,7 +104,8 @@ def _word_rows(words: Words, keys: Words, rows: Longs) -> np.uint32:
 @jit
 def _half_rows(halves: NDArray[np.uint16], keys: Words, rows: Longs) -> np.uint32:
     """Widened a row at a time, into the processor's cache: each loop alone vectorises better than all in one."""
-    words, largest = np.empty(halves.shape[1], np.uint32), np.uint32(0)
+    words = np.empty(halves.shape[1], np.uint32)
+    largest: np.uint32 = np.uint32(0)
     for i in range(halves.shape[0]):
         row = halves[i]
         for j in range(words.shape[0]):
@@ -115,7 +116,8 @@ def _half_rows(halves: NDArray[np.uint16], keys: Words, rows: Longs) -> np.uint3
 
 @jit
 def _bfloat_rows(halves: NDArray[np.uint16], keys: Words, rows: Longs) -> np.uint32:
-    words, largest = np.empty(halves.shape[1], np.uint32), np.uint32(0)
+    words = np.empty(halves.shape[1], np.uint32)
+    largest: np.uint32 = np.uint32(0)
     for i in range(halves.shape[0]):
         row = halves[i]
         for j in range(words.shape[0]):

@@ -17,19 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..reference.checks import SEARCH_LIMIT, refuse_scale, refuse_values, relative_importance
-from ..reference.codebook import HALF, NORMAL, TRIED, TWO, WIDTH, Codebook, Coded, neighbours, raised
+from ..reference.codebook import HALF, TRIED, TWO, WIDTH, Codebook, Coded, neighbours, raised
 from ..reference.grids import LEVELS, points
 from ..scheme import Rows
+from .codebook_input import INFINITE, Bytes, find_signs, find_weights, transpose
 from .half import HALF_LIMIT, round_scale
 from .jit import jit
 from .tile import MAGIC, ONE, SOUND, ZERO, Floats, reciprocal
 
 __all__ = ["search"]
 
-INFINITE, FULL = np.float32(np.inf), np.float32(WIDTH)
 TWO_BITS, BYTE, BITS8, BITS16, BITS24 = np.uint32(3), np.uint32(255), np.uint32(8), np.uint32(16), np.uint32(24)
 
-Bytes = NDArray[np.uint8]
 Integers = NDArray[np.int32]
 Words = NDArray[np.uint32]
 
@@ -112,9 +111,9 @@ def _search(
     sums, least = np.empty((4, blocks), np.float32), np.empty((3, blocks), np.float32)
     step, nearest, tried = np.empty(blocks, np.float32), np.empty(blocks, np.float32), np.empty(blocks, np.float32)
     for n in range(x.shape[0]):
-        _weights(x[n], importance, n, constants, w)
-        _signs(x[n], w, even_signs, a, signs[n])
-        _transpose(a, w, shape[0], tile)
+        find_weights(x[n], importance, n, constants, w)
+        find_signs(x[n], w, even_signs, a, signs[n])
+        transpose(a, w, shape[0], tile)
         _fit_blocks(a, tile, shape, constants[5], shifts, targets, table, words, best, cells, lane_steps, sums, step)
         largest = ZERO
         for b in range(blocks):
@@ -140,58 +139,6 @@ def _search(
         for j in range(lanes):
             found[n, j] = cells[0, j]
     return SOUND
-
-
-@jit
-def _weights(x: Floats, importance: Floats, n: int, constants: Floats, w: Floats) -> None:
-    total = ZERO
-    for i in range(WIDTH):
-        total += x[i] * x[i]
-    mean = total / FULL
-    if importance.shape[0] == 0:
-        for i in range(WIDTH):
-            w[i] = x[i] * x[i] + constants[2] * mean
-        return
-    relative = importance[n % importance.shape[0]]
-    inverse, fourth = reciprocal(mean), ZERO
-    for i in range(WIDTH):
-        fourth += x[i] * x[i] * (x[i] * x[i] * inverse)
-    more = constants[1] * np.sqrt(max(mean, fourth / NORMAL))
-    for i in range(WIDTH):
-        w[i] = relative[i] * np.sqrt(constants[0] * mean + x[i] * x[i]) + more
-
-
-@jit
-def _signs(x: Floats, w: Floats, even_signs: bool, a: Floats, signs: Bytes) -> None:
-    """Step 0; without sign bytes a is x."""
-    if signs.shape[0] == 0:
-        for i in range(WIDTH):
-            a[i] = x[i]
-    for j in range(signs.shape[0]):
-        bits, count, least, cheapest = np.uint8(0), 0, 0, INFINITE
-        for i in range(8):
-            value = x[8 * j + i]
-            a[8 * j + i] = abs(value)
-            if value < ZERO:
-                bits |= np.uint8(1 << i)
-                count += 1
-            cost = w[8 * j + i] * abs(value) * abs(value)
-            if cost < cheapest:
-                cheapest, least = cost, i
-        if even_signs and count & 1:
-            bits ^= np.uint8(1 << least)
-            a[8 * j + least] = -a[8 * j + least]
-        signs[j] = bits
-
-
-@jit
-def _transpose(a: Floats, w: Floats, group: int, tile: Floats) -> None:
-    lanes = WIDTH // group
-    for i in range(group):
-        for j in range(lanes):
-            tile[i * lanes + j] = a[j * group + i]
-            tile[WIDTH + i * lanes + j] = w[j * group + i]
-            tile[2 * WIDTH + i * lanes + j] = w[j * group + i] * a[j * group + i]
 
 
 @jit
@@ -259,7 +206,8 @@ def _sum_super(scales: Floats, unit: np.float32, crosses: Floats, squared: Float
 @jit
 def _sum_whole(a: Floats, w: Floats, totals: Floats) -> np.float32:
     """The sum of w a a, block by block; all blocks advance together, since additions wait for one another."""
-    whole, blocks = ZERO, totals.shape[0]
+    whole: np.float32 = ZERO
+    blocks = totals.shape[0]
     width = WIDTH // blocks
     for b in range(blocks):
         totals[b] = ZERO
@@ -335,10 +283,9 @@ def _cells(tile: Floats, group: int, levels: int, offset: np.float32, factors: F
 @jit
 def _fetch(table: Words, width: int, count: int, cells: Integers, words: Words) -> None:
     lanes = cells.shape[0]
-    for j in range(lanes):
-        at = cells[j] * width
-        for k in range(count):
-            words[k * lanes + j] = table[at + k]
+    for k in range(count):
+        for j in range(lanes):
+            words[k * lanes + j] = table[cells[j] * width + k]
 
 
 @jit
@@ -369,10 +316,11 @@ def _match_4(tile: Floats, words: Words, count: int, lane_steps: Floats, best: F
 
 @jit
 def _number(level: np.float32, b0: np.float32, b1: np.float32, b2: np.float32 | None) -> np.float32:
-    """Of a level; without `b2`, which LLVM cannot know to be 0, a match takes a tenth less time."""
-    if b2 is None:
-        return b0 + level * b1
-    return b0 + level * (b1 + level * b2)
+    """Of a level; without `b2` the levels are 1 apart: LLVM cannot know that, and a match takes a sixth more time."""
+    number: np.float32 = b0 + level
+    if b2 is not None:
+        number = b0 + level * (b1 + level * b2)
+    return number
 
 
 @jit

@@ -202,7 +202,7 @@ def _least_loss(x, weight, start: tl.constexpr):
 
 @triton.jit
 def search(x, a, weight, scanned, nearest, candidates, flag, block, n_blocks, FORMAT: tl.constexpr):
-    """Steps 1 and 2 -> d fitted to their points and the integer scale of each block. `block` counts blocks, of which J neighbours share d."""
+    """Steps 1 and 2 -> d fitted to their points, and each block's integer scale; J neighbours of `block` share d."""
     J: tl.constexpr = FORMAT.value.blocks
     LOG: tl.constexpr = FORMAT.value.log_blocks
     SPAN: tl.constexpr = (2 * FORMAT.value.top_scale + 1) * FORMAT.value.unit

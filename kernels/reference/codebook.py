@@ -21,9 +21,9 @@
        so that a super-block whose points fit well is left as it is. Both constants are as large as leaves the error at or
        below ggml's
 
-The point for a group: every number rounds to a level of its own, which makes a cell; of the points nearest to the
-cell's middle (`neighbours`) the one of least weighted error wins: of `scanned` in step 1, of `nearest` in step 2, of `wide` in step 3.
-Each shift has cells and points of its own; a span takes the shift of less error.
+The point for a group: every number rounds to a level of its own, which makes a cell; of the points nearest to the cell's
+middle (`neighbours`) the one of least weighted error wins: of `scanned` in step 1, of `nearest` in step 2, of `wide` in
+step 3. Each shift has cells and points of its own; a span takes the shift of less error.
 
     error + sum(w a a) = step * (step * squares - 2 * cross),   cross = sum(w a g),   squares = sum(w g g)
 
@@ -139,7 +139,12 @@ def search(book: Codebook, rows: Rows, importance: Rows | None) -> Coded:
     cross, squares, indexes = _match(book, book.wide, a, weights, step, reciprocal(step))
     cross, squares = _sum_super(book, scales, cross, squares)
     d = raised(book, d, cross, squares, total(total(weights * a * a)))
-    return Coded(d, scales.astype(np.uint8), indexes.reshape(len(x), WIDTH // points(book.name).shape[1]), signs)
+    return Coded(
+        d,
+        scales.astype(np.uint8),
+        indexes.astype(np.uint16).reshape(len(x), WIDTH // points(book.name).shape[1]),
+        signs,
+    )
 
 
 def _sum_super(book: Codebook, scales: Floats, cross: Floats, squares: Floats) -> tuple[Floats, Floats]:

@@ -18,7 +18,7 @@ from ...dtypes import IQ1_M as DTYPE
 from ..scheme import Packed, Rows
 from .codebook import Codebook, Coded, search
 from .grids import grid
-from .iq1_s import DELTA, TARGETS
+from .iq1_s import DELTA
 from .search import ONE, bytes_half, half_bytes
 
 __all__ = ["BOOK", "DTYPE", "decode", "encode", "pack"]
@@ -30,13 +30,14 @@ BOOK = Codebook(
     even=False,
     slope=ONE,
     offset=-ONE,
-    targets=TARGETS,
+    targets=tuple(np.float32(t) for t in (1, 1.75, 3)),
     variance=np.float32(8),
     blend=np.float32(0.2),
     plain=np.float32(0.5),
     restored=np.float32(0.8),
     most=np.float32(0.14),
     nearest=4,
+    wide=12,
     scanned=2,
     top_scale=7,
     shifts=(DELTA, -DELTA),

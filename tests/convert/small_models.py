@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -138,7 +139,8 @@ def write(folder: Path, name: str, dtype: torch.dtype = torch.float32, **changes
     """A Hugging Face folder of random weights, scaled so that each layer matters, with the tokenizer's files."""
     tiny = SMALL[name]
     family = family_by("name", tiny.family, name)
-    settings = transformers.AutoConfig.for_model(family.model_type, **(SIZES | dict(tiny.config) | changes))
+    said = deepcopy(SIZES | dict(tiny.config) | changes)  # transformers writes into dicts that it is given
+    settings = transformers.AutoConfig.for_model(family.model_type, **said)
     model = transformers.AutoModelForCausalLM.from_config(settings)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

@@ -17,9 +17,9 @@ from smelt.convert.architecture import expected, families, family_by
 from smelt.convert.assemble import HEAD
 from smelt.convert.options import OpenOptions
 from smelt.errors import ModelError
-from smelt.formats.gguf import open_gguf
+from smelt.formats.gguf import GGUFValue, open_gguf
 
-from .small_models import TINY, TOKENS, is_of_llama_cpp, logits, payloads, rewritten, write
+from .small_models import TINY, TOKENS, VOCAB, is_of_llama_cpp, logits, payloads, rewritten, write
 
 EVERY = pytest.mark.parametrize("name", TINY)
 
@@ -132,6 +132,15 @@ def test_a_norm_that_was_edited_is_not_taken_from_what_was_kept(tmp_path: Path) 
         for file in ("m.gguf", "edited.gguf")
     )
     assert after[0] == 2.5 and (after[1:] == before[1:]).all()
+
+
+def test_an_end_that_config_and_vocabulary_name_apart_stays_so_until_it_is_edited(tmp_path: Path) -> None:
+    convert(write(tmp_path / "hf", "qwen2"), tmp_path / "m.gguf")
+    model = open_checkpoint(tmp_path / "m.gguf")
+    assert model.tokenizer is not None and (model.config["eos_token_id"], model.tokenizer.eos_id) == (2, VOCAB - 2)
+    key = "tokenizer.ggml.eos_token_id"
+    rewritten(tmp_path / "m.gguf", tmp_path / "edited.gguf", "no key", **{key: GGUFValue("u32", 5)})
+    assert open_checkpoint(tmp_path / "edited.gguf").config["eos_token_id"] == 5
 
 
 REFUSED = [

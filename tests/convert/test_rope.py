@@ -95,6 +95,29 @@ def test_the_original_context_beside_the_scaling_has_the_last_word(tmp_path: Pat
     assert open_gguf(tmp_path / "m.gguf").metadata["llama.rope.scaling.original_context_length"] == 64
 
 
+def test_a_config_that_leaves_out_its_base_has_that_of_its_class(tmp_path: Path) -> None:
+    source = scaled(tmp_path / "hf", "mistral", YARN)
+    config = json.loads((source / "config.json").read_text())
+    del config["rope_theta"]
+    (source / "config.json").write_text(json.dumps(config))
+    assert open_checkpoint(source).config["rope_theta"] == 10000.0
+
+
+def test_a_base_among_the_scaling_is_the_models(tmp_path: Path) -> None:
+    source = scaled(tmp_path / "hf", "llama", {**YARN, "rope_theta": 10000.0})
+    assert open_checkpoint(source).config["rope_scaling"] == YARN
+    config = json.loads((source / "config.json").read_text())
+    del config["rope_theta"]
+    config["rope_scaling"]["rope_theta"] = 500000.0
+    (source / "config.json").write_text(json.dumps(config))
+    assert open_checkpoint(source).config["rope_theta"] == 500000.0
+    convert(source, tmp_path / "out")
+    assert torch.equal(transformers_logits(tmp_path / "out", TOKENS), transformers_logits(source, TOKENS))
+    (source / "config.json").write_text(json.dumps(config | {"rope_theta": 10000.0}))
+    with pytest.raises(ModelError, match="among the rotary parameters 500000"):
+        open_checkpoint(source)
+
+
 REFUSED = [
     ("llama", {**YARN, "beta_fast": 8}, "beta_fast is 8, llama.cpp computes yarn with 32"),
     ("qwen3", {**YARN, "beta_slow": 2.0}, r"beta_slow is 2\.0"),

@@ -12,26 +12,31 @@ import pytest
 
 pytest.importorskip("numba", reason="the compiled kernels need numba")
 
+from kernel_cases import SEARCHED
 from smelt.kernels.cpu import jit
 
-# one type for each shared search, for the plain rounding and for the levels of a table
+# every kernel of a room: rows of a tile and a bit, one tiny, one zero, one with an outlier
 DIGEST = """
-import hashlib
+import hashlib, pkgutil
 from importlib import import_module
 import numpy as np
+from smelt.dtypes import DTYPES
+import smelt.kernels.{room}, smelt.kernels.cpu
 random = np.random.RandomState(5)
 rows = (random.standard_t(4, (9, 768)) * 0.05).astype(np.float32)
 rows[3] *= np.float32(1e-6)
+rows[5], rows[7, 3] = 0, 1000
 importance = np.exp(random.standard_normal(768)).astype(np.float32)
-for name in ("q4_k", "q6_k", "iq4_nl", "q5_0", "q4_1", "q8_0"):
+for name in (name for _, name, _ in pkgutil.iter_modules(smelt.kernels.cpu.__path__) if name.upper() in DTYPES):
     kernel = import_module("smelt.kernels.{room}." + name)
-    for given in (None, importance):
+    for words, given in (("without", None), ("with", importance)):
         packed = kernel.encode(rows, given)
-        print(name, hashlib.sha256(packed.tobytes() + kernel.decode(packed).tobytes()).hexdigest())
+        print(name, words, hashlib.sha256(packed.tobytes() + kernel.decode(packed).tobytes()).hexdigest())
 """
 
 
 def digests(room, **environment):
+    """{(type, with or without importance): the digest of bytes and decoded rows}."""
     run = subprocess.run(
         [sys.executable, "-c", DIGEST.replace("{room}", room)],
         env={**os.environ, "PYTHONSAFEPATH": "1", **environment},
@@ -39,16 +44,21 @@ def digests(room, **environment):
         text=True,
         check=True,
     )
-    return run.stdout.splitlines()
+    lines = [line.split() for line in run.stdout.splitlines()]
+    return {(name, words): digest for name, words, digest in lines}
 
 
 @pytest.mark.long
-@pytest.mark.timeout(1200)  # it compiles every kernel anew
+@pytest.mark.timeout(1800)  # it compiles every kernel anew
 def test_a_plain_cpu_without_vector_extensions_gives_the_same_bytes(tmp_path):
     plain = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(tmp_path)}
     expected = digests("reference")
-    assert len(set(expected)) == 11  # q8_0 has no use for importance
-    assert digests("cpu", **plain) == expected
+    names = {name for name, _ in expected}
+    weighed = {name for name in names if expected[name, "with"] != expected[name, "without"]}
+    assert weighed == {name for name, with_importance in SEARCHED if with_importance}
+    assert names >= weighed | {"f16", "bf16", "q8_0", "mxfp4", "nvfp4", "tq1_0", "tq2_0"}
+    found = digests("cpu", **plain)
+    assert [name for name, digest in expected.items() if found[name] != digest] == []
 
 
 def stale_and_young(root):

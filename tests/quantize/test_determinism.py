@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from meta_checkpoints import write_meta
-from smelt.api import quantize, quantized_plans
+from smelt.api import quantized_plans
 from smelt.convert.options import OpenOptions
-from smelt.convert.run import RunOptions, run_all
+from smelt.convert.plan import Plan
+from smelt.convert.run import RunOptions, run, run_all
+from smelt.quantize.choose import ChooseOptions
 
 OPTIONS = OpenOptions(context_length=128)
-SCHEMES = ("q4_k_m", "q3_k_m", "q5_0", "q8_0")
+SCHEMES = ("q4_k_m", "q3_k_m", "q5_0", "q8_0", "iq2_xs")
+AS_MXFP4 = ChooseOptions(tensor_types=(("attn_|ffn_", "mxfp4"),))
 PORTABLE = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}
 
 
@@ -26,24 +31,47 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def alone(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """Each scheme's file, made by itself on one thread, each tensor one slab."""
-    made = {}
-    for scheme in SCHEMES:
-        target = tmp_path_factory.mktemp("alone") / "m.gguf"
-        quantize(folder, target, scheme, options=OPTIONS, threads=1)
-        made[scheme] = target.read_bytes()
-    return made
+def imatrix(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An importance of every matrix but the embedding, as llama-imatrix wrote it at first."""
+    random = np.random.RandomState(3)
+    (plan,) = quantized_plans(folder, folder.with_name("none.gguf"), ["q8_0"], options=OPTIONS)
+    shapes = {step.name: step.tensor.shape for step in plan.steps if len(step.tensor.shape) == 2}
+    columns = {name: shape[-1] for name, shape in shapes.items() if name != "token_embd.weight"}
+    content = struct.pack("<i", len(columns))
+    for name, n in columns.items():
+        values = np.exp(random.standard_normal(n)).astype("<f4")
+        content += struct.pack("<i", len(name)) + name.encode() + struct.pack("<ii", 1, n) + values.tobytes()
+    path = tmp_path_factory.mktemp("imatrix") / "i.dat"
+    path.write_bytes(content)
+    return path
+
+
+def all_plans(folder: Path, imatrix: Path, target: Path) -> list[Plan]:
+    """One for each of the schemes, and one with most matrices as MXFP4."""
+    plans = quantized_plans(folder, target / "{scheme}.gguf", SCHEMES, imatrix=imatrix, options=OPTIONS)
+    mixed = quantized_plans(folder, target / "mxfp4.gguf", ["q8_0"], imatrix=imatrix, choices=AS_MXFP4, options=OPTIONS)
+    return [*plans, *mixed]
+
+
+@pytest.fixture(scope="module")
+def alone(folder: Path, imatrix: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Each plan's file, made by itself on one thread, each tensor one slab."""
+    plans = all_plans(folder, imatrix, tmp_path_factory.mktemp("alone"))
+    return {plan.target.name: run(plan, RunOptions(1)).target.read_bytes() for plan in plans}
 
 
 @pytest.mark.parametrize("slab", [1 << 20, 50_000, 1_000])
 @pytest.mark.parametrize("threads", [1, 2, 7])
-def test_threads_slabs_and_company_never_show_in_a_searched_file(
-    folder: Path, alone: dict[str, bytes], tmp_path: Path, threads: int, slab: int
+def test_threads_slabs_and_company_never_show_in_a_file(
+    folder: Path, imatrix: Path, alone: dict[str, bytes], tmp_path: Path, threads: int, slab: int
 ) -> None:
-    plans = quantized_plans(folder, tmp_path / "{scheme}.gguf", SCHEMES, options=OPTIONS)
-    for scheme, result in zip(SCHEMES, run_all(plans, RunOptions(threads, slab=slab)), strict=True):
-        assert result.target.read_bytes() == alone[scheme], scheme
+    for result in run_all(all_plans(folder, imatrix, tmp_path), RunOptions(threads, slab=slab)):
+        assert result.target.read_bytes() == alone[result.target.name], result.target.name
+
+
+def test_the_files_hold_the_types_that_are_tried(folder: Path, imatrix: Path, tmp_path: Path) -> None:
+    found = {scheme for plan in all_plans(folder, imatrix, tmp_path) for scheme in plan.schemes}
+    assert found >= {"q4_k", "q6_k", "q3_k", "q5_0", "q8_0", "iq2_xs", "mxfp4"}
 
 
 @pytest.mark.long  # every kernel is compiled anew: 90 s on a core
